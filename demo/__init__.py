@@ -1,0 +1,1 @@
+"""The demo: a drawn world and every stage on it."""

@@ -1,0 +1,1 @@
+"""Export: a trained captioner becomes a SavedModel that TensorFlow Serving loads."""

@@ -1,0 +1,159 @@
+"""The frozen encoder: ResNet50's last feature map as a grid.
+
+ResNet50 (He et al. 2015) without its top gives an image of side S a map of S/32 × S/32
+cells with 2,048 features each; a smaller grid is its adaptive average pooling.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from model.errors import InvalidInput
+from model.preprocessing import CHANNELS
+
+NAME = "resnet50"
+FEATURES = 2048
+STRIDE = 32
+IMAGENET = "imagenet"
+RANDOM_PREFIX = "random:"
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """Which encoder.
+
+    Attributes:
+      weights: "imagenet", "random:SEED" or a Keras weights file of ResNet50 without top.
+      image_size: side of its input in pixels, a multiple of 32.
+      grid_size: cells a side, at most image_size / 32.
+    """
+
+    weights: str = IMAGENET
+    image_size: int = 224
+    grid_size: int = 7
+
+    def __post_init__(self) -> None:
+        if self.image_size < STRIDE or self.image_size % STRIDE:
+            raise InvalidInput(
+                f"image_size {self.image_size}, expected a multiple of {STRIDE} pixels"
+            )
+        native = self.image_size // STRIDE
+        if not 1 <= self.grid_size <= native:
+            raise InvalidInput(
+                f"grid_size {self.grid_size}, expected 1 to {native} for image_size "
+                f"{self.image_size}; raise --image_size to {self.grid_size * STRIDE}"
+            )
+
+
+class Encoder:
+    """images → grid; frozen, in inference mode always.
+
+    Attributes:
+      settings: what it was made from.
+      digest: SHA-256 (hex) of its weights.
+      grid_shape: (P, F).
+    """
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        self.settings = settings
+        self.network = _build(settings)
+        # Batch normalisation must keep its stored statistics: frozen means frozen.
+        self.network.trainable = False
+        self.digest = _digest(self.network)
+        self.grid_shape = (settings.grid_size**2, FEATURES)
+        size = settings.image_size
+        self._forward = tf.function(
+            self.encode,
+            input_signature=[tf.TensorSpec([None, size, size, CHANNELS], tf.float32)],
+        )
+
+    def __call__(self, images: np.ndarray | tf.Tensor) -> tf.Tensor:
+        """Encode a batch through the compiled graph; arguments as `encode`."""
+        return self._forward(images)
+
+    def encode(self, images: tf.Tensor) -> tf.Tensor:
+        """Encode a batch.
+
+        Args:
+          images: float32 [N, S, S, 3] as model/preprocessing prepares them.
+
+        Returns:
+          float32 [N, P, F], cells row-major.
+        """
+        feature_map = self.network(images, training=False)
+        native = self.settings.image_size // STRIDE
+        if self.settings.grid_size != native:
+            pool = tf.constant(_pooling_matrix(native, self.settings.grid_size))
+            feature_map = tf.einsum("gy,hx,nyxf->nghf", pool, pool, feature_map)
+        return tf.reshape(feature_map, [-1, *self.grid_shape])
+
+
+def _build(settings: EncoderSettings) -> keras.Model:
+    shape = (settings.image_size, settings.image_size, CHANNELS)
+
+    def network(weights: str | None) -> keras.Model:
+        return keras.applications.ResNet50(
+            include_top=False, weights=weights, input_shape=shape, name=NAME
+        )
+
+    if settings.weights.startswith(RANDOM_PREFIX):
+        seed = settings.weights.removeprefix(RANDOM_PREFIX)
+        if not seed.isdecimal():
+            raise InvalidInput(f"encoder weights {settings.weights!r}, expected random:SEED")
+        model = network(None)
+        _randomise(model, int(seed))
+        return model
+    if settings.weights == IMAGENET:
+        try:
+            return network(IMAGENET)
+        # Keras wraps whatever its download meets in a bare Exception.
+        except Exception as error:
+            raise InvalidInput(
+                f"ImageNet weights could not be downloaded ({error}); pass a weights file or "
+                "random:SEED as --encoder_weights"
+            ) from error
+    if not Path(settings.weights).is_file():
+        raise InvalidInput(
+            f"encoder weights {settings.weights!r}: no such file, expected imagenet, random:SEED "
+            "or a Keras weights file of ResNet50 without top"
+        )
+    model = network(None)
+    try:
+        model.load_weights(settings.weights)
+    except (ValueError, OSError) as error:
+        raise InvalidInput(
+            f"{settings.weights}: not the weights of ResNet50 without top ({error})"
+        ) from error
+    return model
+
+
+def _randomise(network: keras.Model, seed: int) -> None:
+    """Give every kernel He-normal values from one NumPy stream, the same on any machine."""
+    generator = np.random.default_rng(seed)
+    for layer in network.layers:
+        if not isinstance(layer, keras.layers.Conv2D):
+            continue
+        kernel, bias = layer.get_weights()
+        fan_in = int(np.prod(kernel.shape[:3]))
+        kernel = generator.standard_normal(kernel.shape, dtype=np.float32) * (2 / fan_in) ** 0.5
+        layer.set_weights([kernel, np.zeros_like(bias)])
+
+
+def _digest(network: keras.Model) -> str:
+    digest = hashlib.sha256()
+    for weight in network.weights:
+        digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
+    return digest.hexdigest()
+
+
+def _pooling_matrix(native: int, cells: int) -> np.ndarray:
+    """Row g averages the native cells that output cell g covers (adaptive average pooling)."""
+    matrix = np.zeros((cells, native), np.float32)
+    for cell in range(cells):
+        first, last = cell * native // cells, -(-(cell + 1) * native // cells)
+        matrix[cell, first:last] = 1 / (last - first)
+    return matrix

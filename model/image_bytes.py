@@ -1,0 +1,158 @@
+"""Bytes → canonical bytes, with Pillow alone.
+
+The only place that decides what an image is. Canonical bytes are an upright RGB JPEG or
+PNG that TensorFlow decodes to the same pixels everywhere; JPEG and PNG bytes that need
+nothing pass through untouched, everything else is re-encoded without loss.
+"""
+
+import io
+from dataclasses import dataclass
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from model.errors import ItemFailure, Reason
+
+FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF")
+# Below this a picture is a tracking pixel or a spacer, not a photograph.
+MIN_SIDE = 8
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = 1
+_PNG_BIT_DEPTH_OFFSET = 24
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is refused before any pixel is decoded.
+
+    Attributes:
+      max_bytes: largest file, in bytes.
+      max_pixels: largest width × height; the default is the size at which Pillow warns.
+    """
+
+    max_bytes: int = 32 * 2**20
+    max_pixels: int = 89_478_485
+
+
+@dataclass(frozen=True)
+class Canonical:
+    """An image as the rest of the system sees it.
+
+    Attributes:
+      data: JPEG or PNG bytes, RGB, 8 bits, upright.
+      width: upright width in pixels.
+      height: upright height in pixels.
+    """
+
+    data: bytes
+    width: int
+    height: int
+
+
+def canonicalise(data: bytes, limits: Limits | None = None) -> Canonical:
+    """Validate image bytes and bring them into canonical form.
+
+    Args:
+      data: a JPEG (MPO), PNG, GIF, BMP, WebP or TIFF file; of several frames the first.
+      limits: caps; `Limits()` when omitted.
+
+    Returns:
+      Upright RGB image bytes and their size.
+
+    Raises:
+      ItemFailure: EMPTY, TOO_MANY_BYTES, NOT_AN_IMAGE, TOO_MANY_PIXELS, TOO_SMALL,
+        TRUNCATED or DECODE.
+    """
+    limits = limits or Limits()
+    if not data:
+        raise ItemFailure(Reason.EMPTY, "0 bytes, expected an image")
+    if len(data) > limits.max_bytes:
+        raise ItemFailure(
+            Reason.TOO_MANY_BYTES, f"{len(data)} bytes, expected at most {limits.max_bytes}"
+        )
+    with _open(data) as image:
+        _check_size(image, limits)
+        return _convert(image, data)
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise ItemFailure(
+            Reason.NOT_AN_IMAGE,
+            f"starts with {data[:12]!r}, expected one of {', '.join(FORMATS)}",
+        ) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ItemFailure(Reason.TOO_MANY_PIXELS, str(error)) from error
+    # Pillow's parsers raise whatever a corrupt header makes them raise.
+    except Exception as error:
+        raise ItemFailure(Reason.DECODE, f"unreadable header: {error}") from error
+
+
+def _check_size(image: Image.Image, limits: Limits) -> None:
+    width, height = image.size
+    if width * height > limits.max_pixels:
+        raise ItemFailure(
+            Reason.TOO_MANY_PIXELS,
+            f"{width}×{height} pixels, expected at most {limits.max_pixels} in all",
+        )
+    if min(width, height) < MIN_SIDE:
+        raise ItemFailure(
+            Reason.TOO_SMALL, f"{width}×{height} pixels, expected at least {MIN_SIDE} a side"
+        )
+
+
+def _convert(image: Image.Image, data: bytes) -> Canonical:
+    try:
+        if _is_canonical(image, data):
+            width, height = image.size
+            # An eighth of the size reads every coefficient, so truncation still shows, and
+            # skips most of the arithmetic (JPEG only; a no-op for PNG).
+            image.draft(None, (width // 8, height // 8))
+            image.load()
+            return Canonical(data, width, height)
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        rgb = _to_rgb(upright)
+    # Pillow reports corrupt pixels as OSError, ValueError, SyntaxError, EOFError, struct.error …
+    except Exception as error:
+        truncated = "truncated" in str(error).lower() or isinstance(error, EOFError)
+        reason = Reason.TRUNCATED if truncated else Reason.DECODE
+        raise ItemFailure(reason, f"{image.format}: {error}") from error
+    return Canonical(_encode_png(rgb), rgb.width, rgb.height)
+
+
+def _is_canonical(image: Image.Image, data: bytes) -> bool:
+    if image.mode != "RGB" or image.getexif().get(_EXIF_ORIENTATION, _UPRIGHT) != _UPRIGHT:
+        return False
+    if image.format == "JPEG":
+        return True
+    return (
+        image.format == "PNG"
+        and data[_PNG_BIT_DEPTH_OFFSET] == 8
+        and "transparency" not in image.info
+        and not getattr(image, "is_animated", False)
+    )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _sixteen_bit_to_rgb(image)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _sixteen_bit_to_rgb(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey to 8 bits; Pillow's own conversion clips at 255 instead."""
+    wide = image.convert("F")
+    return wide.point(lambda value: value * (1 / 256.0) + 0).convert("L").convert("RGB")
+
+
+def _encode_png(rgb: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    # Level 1: these bytes live for one step, so time counts more than size.
+    rgb.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

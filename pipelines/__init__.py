@@ -1,0 +1,1 @@
+"""Beam pipelines: preprocessing and bulk captioning."""

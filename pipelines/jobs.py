@@ -1,0 +1,173 @@
+"""A job: the deterministic shards of one output directory, and what became of them.
+
+OUTPUT/_work/ keeps what makes a job resumable: `job.json` (settings and shard digests),
+`specs/NAME.jsonl` (the items of a shard: keys and paths, never pixels) and
+`done/NAME.json` (a finished shard's ShardResult, written after its files were renamed
+into place).
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from model.errors import InvalidInput
+from pipelines import storage
+
+WORK_DIR = "_work"
+Item = Mapping[str, Any]
+"""What a shard processes: JSON with at least "key" and "source"."""
+
+
+@dataclass(frozen=True)
+class ShardSpec:
+    """A shard to be made: its name, the file with its items, their number and digest."""
+
+    name: str
+    path: str
+    items: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """A finished file: name relative to OUTPUT, size in bytes, SHA-256."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What became of a shard's items.
+
+    Attributes:
+      name: the spec's name.
+      digest: the spec's digest.
+      inputs: items of the spec; always written + failed.
+      written: items that became a row or record.
+      failed: items without one, by reason.
+      parts_failed: failures of a part of an item (one caption of an image), by reason.
+      counts: what else the work counted.
+      output: the shard's file.
+      failures: its failure rows' file.
+    """
+
+    name: str
+    digest: str
+    inputs: int
+    written: int
+    failed: Mapping[str, int]
+    parts_failed: Mapping[str, int]
+    counts: Mapping[str, int]
+    output: FileInfo
+    failures: FileInfo
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "ShardResult":
+        """Read what `dataclasses.asdict` made."""
+        for name in ("output", "failures"):
+            fields[name] = FileInfo(**fields[name])
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage over one output directory.
+
+    Attributes:
+      stage: what failure rows and progress call it.
+      output: OUTPUT, on any Beam filesystem.
+      output_file: a shard's file below OUTPUT, with {name}.
+      failures_file: its failure rows' file below OUTPUT, with {name}.
+      specs: the shards.
+    """
+
+    stage: str
+    output: str
+    output_file: str
+    failures_file: str
+    specs: tuple[ShardSpec, ...] = ()
+
+    def path(self, *parts: str) -> str:
+        """A path below OUTPUT."""
+        return "/".join([self.output.rstrip("/"), *parts])
+
+    def done_path(self, name: str) -> str:
+        """Where a finished shard's result lies."""
+        return self.path(WORK_DIR, "done", f"{name}.json")
+
+    def result(self, spec: ShardSpec) -> ShardResult | None:
+        """The result of a finished shard, or None."""
+        fields = storage.read_json(self.done_path(spec.name))
+        return None if fields is None else ShardResult.from_json(fields)
+
+
+def plan_job(job: Job, shards: Mapping[str, Sequence[Item]], settings: Mapping[str, Any]) -> Job:
+    """Write the specs of a job, or find that they are those of the run to be resumed.
+
+    Args:
+      job: without specs.
+      shards: items by shard name.
+      settings: everything that decides the output's bytes, as JSON.
+
+    Returns:
+      The job with its specs.
+
+    Raises:
+      InvalidInput: the output directory holds another job.
+    """
+    encoded = {
+        name: b"".join(storage.json_line(item) for item in items) for name, items in shards.items()
+    }
+    specs = tuple(
+        ShardSpec(
+            name,
+            job.path(WORK_DIR, "specs", f"{name}.jsonl"),
+            len(shards[name]),
+            hashlib.sha256(data).hexdigest(),
+        )
+        for name, data in encoded.items()
+    )
+    wanted = {
+        "settings": json.loads(json.dumps(settings)),
+        "shards": {spec.name: spec.digest for spec in specs},
+    }
+    job_path = job.path(WORK_DIR, "job.json")
+    found = storage.read_json(job_path)
+    if found is None:
+        for spec in specs:
+            storage.write_bytes(spec.path, encoded[spec.name])
+        storage.write_json(job_path, wanted)
+    elif found != wanted:
+        raise InvalidInput(
+            f"{job.output} holds another job: {_first_difference(found, wanted)}; "
+            "take another --output, or the flags of the first run to resume it"
+        )
+    return replace(job, specs=specs)
+
+
+def assign(items: Sequence[Item], num_shards: int) -> list[list[Item]]:
+    """Spread items over shards by the hash of their keys; in a shard they stand by key."""
+    shards: list[list[Item]] = [[] for _ in range(num_shards)]
+    for item in sorted(items, key=lambda item: str(item["key"])):
+        digest = hashlib.sha256(str(item["key"]).encode()).digest()
+        shards[int.from_bytes(digest[:8], "big") % num_shards].append(item)
+    return shards
+
+
+def failed_by_reason(results: Iterable[ShardResult]) -> dict[str, int]:
+    """Failed items of all shards, by reason."""
+    return dict(sorted(sum((Counter(result.failed) for result in results), Counter()).items()))
+
+
+def _first_difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Name what differs between the job of an output directory and the one asked for."""
+    for name in sorted({*found["settings"], *wanted["settings"]}):
+        there, here = found["settings"].get(name), wanted["settings"].get(name)
+        if there != here:
+            return f"{name} is {json.dumps(there)} there, {json.dumps(here)} now"
+    return "its inputs are others than the ones named now"

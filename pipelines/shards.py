@@ -1,0 +1,138 @@
+"""The shape of every heavy stage: small specs in, finished shards out, one published file.
+
+    specs | Reshuffle | ParDo(ProcessShard(work)) | CombineGlobally(ToList) | ParDo(Publish)
+
+A shard that has a result (pipelines/jobs) is skipped, so the same command goes on where it
+stopped and an engine's retries do no harm. One leaf, no tagged outputs, no sinks: some
+runners lose those silently.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from typing import Protocol
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.transforms.combiners import ToListCombineFn
+
+from model.errors import CaptionbeamError, CheckFailed, InvalidInput
+from model.progress import Progress
+from pipelines import storage
+from pipelines.jobs import Item, Job, ShardResult, ShardSpec
+from pipelines.sink import Sink
+
+# Carries one of our errors through Beam, which keeps only an exception's text.
+_ERROR_MARK = "captionbeam-error: "
+# Beam's bare default tries to download another runner first.
+_BEAM_DEFAULTS = ("--runner=FnApiRunner",)
+
+
+class ShardWork(Protocol):
+    """What a stage does with a shard; pickled to the workers, so settings only until setup."""
+
+    def setup(self) -> None:
+        """Load what is heavy, once a process (beam.utils.shared.Shared)."""
+
+    def process(self, items: Sequence[Item], sink: Sink) -> None:
+        """Give every item to `sink` exactly once, in order."""
+
+
+class ProcessShard(beam.DoFn):
+    """ShardSpec → ShardResult; reads, works, writes and renames inside one element."""
+
+    def __init__(self, job: Job, work: ShardWork) -> None:
+        # The specs arrive as elements; a job of a million shards must not travel in the DoFn.
+        self._job = replace(job, specs=())
+        self._total = sum(spec.items for spec in job.specs)
+        self._work = work
+        self._ready = False
+
+    def process(self, spec: ShardSpec) -> Iterator[ShardResult]:
+        """Make one shard, or find it made."""
+        result = self._job.result(spec)
+        if result is None:
+            try:
+                result = self._make(spec)
+            except CaptionbeamError as error:
+                text = json.dumps({"exit_code": error.exit_code, "message": str(error)})
+                raise RuntimeError(f"{_ERROR_MARK}{text}") from error
+        yield result
+
+    def _make(self, spec: ShardSpec) -> ShardResult:
+        # Not in Beam's setup: a job whose shards are all there loads no model.
+        if not self._ready:
+            self._work.setup()
+            self._ready = True
+        items = storage.read_json_lines(spec.path)
+        sink = Sink(self._job, spec, _progress(self._job.stage, self._job.output, self._total))
+        try:
+            self._work.process(items, sink)
+            return sink.commit()
+        finally:
+            sink.abandon()
+
+
+class Publish(beam.DoFn):
+    """All results, in the order of their names → the file that says the output is complete."""
+
+    def __init__(self, publish: Callable[[list[ShardResult]], None]) -> None:
+        self._publish = publish
+
+    def process(self, results: list[ShardResult]) -> Iterator[int]:
+        """Publish; yields the number of shards."""
+        self._publish(sorted(results, key=lambda result: result.name))
+        yield len(results)
+
+
+def run_job(
+    job: Job,
+    work: ShardWork,
+    publish: Callable[[list[ShardResult]], None],
+    beam_args: Sequence[str],
+) -> None:
+    """Make the shards that are missing, then publish.
+
+    Raises:
+      CaptionbeamError: as `work` raised it in whatever process it ran.
+    """
+    for pattern in (job.output_file, job.failures_file):
+        storage.delete_matching(job.path(pattern.format(name="*") + storage.TEMPORARY_MARK + "*"))
+    # Beam logs a failing worker's traceback several times over; the exception carries it once.
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+    with run_pipeline(beam_args) as pipeline:
+        _ = (
+            pipeline
+            | "Specs" >> beam.Create(job.specs)
+            | "Spread" >> beam.Reshuffle()
+            | "Process" >> beam.ParDo(ProcessShard(job, work))
+            | "Collect" >> beam.CombineGlobally(ToListCombineFn())
+            | "Publish" >> beam.ParDo(Publish(publish))
+        )
+
+
+@contextmanager
+def run_pipeline(beam_args: Sequence[str]) -> Iterator[beam.Pipeline]:
+    """A pipeline that runs when the block ends; turns our own errors back into themselves."""
+    options = PipelineOptions([*_BEAM_DEFAULTS, *beam_args])
+    try:
+        with beam.Pipeline(options=options) as pipeline:
+            yield pipeline
+    # A runner raises RuntimeError, BeamAssertException, grpc errors …: what it carries counts.
+    except Exception as error:
+        _, mark, text = str(error).partition(_ERROR_MARK)
+        if not mark:
+            raise
+        fields, _ = json.JSONDecoder().raw_decode(text)
+        kind = CheckFailed if fields["exit_code"] == CheckFailed.exit_code else InvalidInput
+        raise kind(fields["message"]) from error
+
+
+@lru_cache(maxsize=1)
+def _progress(stage: str, output: str, total: int) -> Progress:
+    """One progress line a process and job."""
+    del output
+    return Progress(stage, total, "images")

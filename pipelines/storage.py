@@ -1,0 +1,90 @@
+"""Small files on any Beam filesystem: whole reads, writes by rename, listings."""
+
+import json
+import os
+import socket
+from collections.abc import Iterable
+from typing import Any
+
+from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+
+# Names an unfinished file; unique to the writer, so two never share one.
+TEMPORARY_MARK = ".tmp-"
+_RAW = {"compression_type": CompressionTypes.UNCOMPRESSED}
+
+
+def temporary_path(path: str) -> str:
+    """`PATH.tmp-HOST-PID`."""
+    return f"{path}{TEMPORARY_MARK}{socket.gethostname()}-{os.getpid()}"
+
+
+def open_write(path: str) -> Any:
+    """Open a binary file for writing, making its directory where there are directories."""
+    make_directory(FileSystems.split(path)[0])
+    return FileSystems.create(path, mime_type="application/octet-stream", **_RAW)
+
+
+def rename(source: str, destination: str) -> None:
+    """Move a finished file into place, over what may be there; raises on failure."""
+    FileSystems.rename([source], [destination])
+
+
+def read_bytes(path: str) -> bytes:
+    """Read a whole file; raises OSError (Beam's own error is one)."""
+    with FileSystems.open(path, **_RAW) as file:
+        return file.read()
+
+
+def read_json(path: str) -> Any:
+    """The JSON in a file, or None when there is no such file."""
+    if not FileSystems.exists(path):
+        return None
+    return json.loads(read_bytes(path))
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Write a whole file under a temporary name, then rename."""
+    temporary = temporary_path(path)
+    with open_write(temporary) as file:
+        file.write(data)
+    rename(temporary, path)
+
+
+def write_json(path: str, value: Any) -> None:
+    """Write JSON with sorted keys, by rename."""
+    write_bytes(path, (json.dumps(value, sort_keys=True, indent=1) + "\n").encode())
+
+
+def write_json_lines(path: str, rows: Iterable[Any]) -> None:
+    """Write one JSON value a line, by rename."""
+    write_bytes(path, b"".join(json_line(row) for row in rows))
+
+
+def json_line(row: Any) -> bytes:
+    """One row of a JSON-lines file; the same row always has the same bytes."""
+    return (json.dumps(row, ensure_ascii=False) + "\n").encode()
+
+
+def read_json_lines(path: str) -> list[Any]:
+    """The rows of a JSON-lines file."""
+    return [json.loads(line) for line in read_bytes(path).splitlines() if line]
+
+
+def make_directory(path: str) -> None:
+    """Make a directory and its parents; none is needed in a bucket."""
+    if path and not FileSystems.exists(path):
+        try:
+            FileSystems.mkdirs(path)
+        except OSError:
+            # Another worker made it between the look and the call.
+            if not FileSystems.exists(path):
+                raise
+
+
+def delete_matching(pattern: str) -> None:
+    """Delete the files that match a glob; none is fine."""
+    for match in FileSystems.match([pattern]):
+        paths = [metadata.path for metadata in match.metadata_list]
+        if paths:
+            FileSystems.delete(paths)

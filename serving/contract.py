@@ -1,0 +1,62 @@
+"""Names, types and shapes of the exported signatures: the one definition of the wire.
+
+Letters as in `model`: N images, K hypotheses, T tokens, P grid cells. Dimension 0 of
+every tensor is the batch.
+"""
+
+from dataclasses import dataclass
+from types import MappingProxyType
+
+SERVING_DEFAULT = "serving_default"
+EXPLAIN = "explain"
+NBEST = "nbest"
+
+IMAGE_BYTES = "image_bytes"
+CAPTION = "caption"
+LOG_PROB = "log_prob"
+TOKEN_IDS = "token_ids"
+LENGTH = "length"
+WORDS = "words"
+ATTENTION = "attention"
+CAPTIONS = "captions"
+LOG_PROBS = "log_probs"
+
+GRPC_PORT = 8500
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of the wire.
+
+    Attributes:
+      dtype: TensorFlow's name of the type ("string", "float32", "int32").
+      dims: letters of its dimensions, batch first.
+    """
+
+    dtype: str
+    dims: tuple[str, ...]
+
+
+INPUTS = MappingProxyType({IMAGE_BYTES: Tensor("string", ("N",))})
+
+_CAPTION_OUTPUTS = {
+    CAPTION: Tensor("string", ("N",)),
+    LOG_PROB: Tensor("float32", ("N",)),
+    TOKEN_IDS: Tensor("int32", ("N", "T")),
+    LENGTH: Tensor("int32", ("N",)),
+}
+
+OUTPUTS = MappingProxyType(
+    {
+        SERVING_DEFAULT: _CAPTION_OUTPUTS,
+        EXPLAIN: _CAPTION_OUTPUTS
+        | {
+            WORDS: Tensor("string", ("N", "T")),
+            ATTENTION: Tensor("float32", ("N", "T", "P")),
+        },
+        NBEST: {
+            CAPTIONS: Tensor("string", ("N", "K")),
+            LOG_PROBS: Tensor("float32", ("N", "K")),
+        },
+    }
+)

@@ -1,0 +1,38 @@
+"""Packaging of captionbeam; Beam workers install the same package (`--setup_file`)."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+INSTALL_REQUIRES = [
+    "tensorflow>=2.21,<2.22",
+    "apache-beam>=2.77,<2.78",
+    "tensorflow-serving-api>=2.21,<2.22",
+    "numpy>=2.0",
+    "pillow>=12.0",
+    "pycocotools>=2.0.11",
+    "pycocoevalcap>=1.2",
+    "requests>=2.32",
+    "grpcio>=1.76",
+    "google-crc32c>=1.7",
+    "matplotlib>=3.10",
+]
+EXTRAS_REQUIRE = {
+    "gcp": ["apache-beam[gcp]>=2.77,<2.78"],
+    "aws": ["apache-beam[aws]>=2.77,<2.78"],
+    "dev": ["pytest>=8", "ruff>=0.13", "mypy>=1.18", "types-requests"],
+}
+
+setup(
+    name="captionbeam",
+    version="0.1.0",
+    description="Image captioning with visual attention: Beam, tf.distribute, TensorFlow Serving.",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11,<3.12",
+    py_modules=["captionbeam"],
+    packages=["demo", "export", "model", "pipelines", "serving"],
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+    entry_points={"console_scripts": ["captionbeam=captionbeam:main"]},
+)
