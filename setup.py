@@ -7,6 +7,7 @@ from setuptools import setup
 INSTALL_REQUIRES = [
     "tensorflow>=2.21,<2.22",
     "apache-beam>=2.77,<2.78",
+    "tensorboard>=2.20",
     "tensorflow-serving-api>=2.21,<2.22",
     "numpy>=2.0",
     "pillow>=12.0",

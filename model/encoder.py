@@ -21,6 +21,16 @@ STRIDE = 32
 IMAGENET = "imagenet"
 RANDOM_PREFIX = "random:"
 
+# Untrained batch normalisation passes everything through, so that random activations grow with
+# every residual block (to 2.9e5, beyond float16) and all images look alike. The stem brings
+# pixels (deviation about 65) to 1 and the branches stay small beside their shortcuts: grids of
+# coco80 then lie in 0 to 17 (mean 1.0), a channel's mean differs between images by 0.32 of
+# itself and between cells by 0.82 (0.21 and 0.83 with both scales at 1), the cosine between two
+# photographs' grids is 0.78 (0.96), and ridge regression on 280 drawn scenes tells colours with
+# 0.78 (0.57), sizes with 0.99 and places with 0.95 accuracy.
+_STEM, _RANDOM_STEM_SCALE = "conv1_bn", 0.02
+_BRANCH_END, _RANDOM_BRANCH_SCALE = "_3_bn", 0.1
+
 
 @dataclass(frozen=True)
 class EncoderSettings:
@@ -135,12 +145,20 @@ def _randomise(network: keras.Model, seed: int) -> None:
     """Give every kernel He-normal values from one NumPy stream, the same on any machine."""
     generator = np.random.default_rng(seed)
     for layer in network.layers:
-        if not isinstance(layer, keras.layers.Conv2D):
-            continue
-        kernel, bias = layer.get_weights()
-        fan_in = int(np.prod(kernel.shape[:3]))
-        kernel = generator.standard_normal(kernel.shape, dtype=np.float32) * (2 / fan_in) ** 0.5
-        layer.set_weights([kernel, np.zeros_like(bias)])
+        if isinstance(layer, keras.layers.Conv2D):
+            kernel, bias = layer.get_weights()
+            deviation = (2 / int(np.prod(kernel.shape[:3]))) ** 0.5
+            kernel = generator.standard_normal(kernel.shape, dtype=np.float32) * deviation
+            layer.set_weights([kernel, np.zeros_like(bias)])
+        elif layer.name == _STEM:
+            _set_scale(layer, _RANDOM_STEM_SCALE)
+        elif layer.name.endswith(_BRANCH_END):
+            _set_scale(layer, _RANDOM_BRANCH_SCALE)
+
+
+def _set_scale(layer: keras.layers.BatchNormalization, scale: float) -> None:
+    gamma, *others = layer.get_weights()
+    layer.set_weights([np.full_like(gamma, scale), *others])
 
 
 def _digest(network: keras.Model) -> str:

@@ -64,15 +64,15 @@ def serialise(record: Record) -> bytes:
 
 
 def parse(serialised: tf.Tensor, grid_shape: Sequence[int]) -> dict[str, Any]:
-    """Read one serialised Example, inside tf.data or eagerly.
+    """Read a batch of serialised Examples, inside tf.data or eagerly.
 
     Args:
-      serialised: scalar string.
+      serialised: string [N].
       grid_shape: (P, F) of the manifest.
 
     Returns:
-      image_id int64 [], key string [], grid float16 [P, F], captions string [C],
-      tokens int32 ragged [C, T].
+      image_id int64 [N], key string [N], grid float16 [N, P, F], captions string ragged
+      [N, C], tokens int32 ragged [N, C, T].
     """
     spec = {
         _IMAGE_ID: tf.io.FixedLenFeature([], tf.int64),
@@ -85,8 +85,8 @@ def parse(serialised: tf.Tensor, grid_shape: Sequence[int]) -> dict[str, Any]:
             partitions=[tf.io.RaggedFeature.RowLengths(_TOKEN_COUNTS)],
         ),
     }
-    parsed = tf.io.parse_single_example(serialised, spec)
-    parsed[_GRID] = tf.reshape(tf.io.decode_raw(parsed[_GRID], tf.float16), grid_shape)
+    parsed = tf.io.parse_example(serialised, spec)
+    parsed[_GRID] = tf.reshape(tf.io.decode_raw(parsed[_GRID], tf.float16), [-1, *grid_shape])
     parsed[_TOKENS] = tf.cast(parsed[_TOKENS], tf.int32)
     return parsed
 

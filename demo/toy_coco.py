@@ -1,0 +1,236 @@
+"""Draws a small world in COCO's format: coloured shapes, and captions that say what is where.
+
+    python -m demo.toy_coco --output DIR [--seed 0]
+
+A scene shows one object ("a large red circle at the top left") or two side by side or one
+over the other ("a large red circle left of a small blue square"). Scenes of `NOVEL` objects
+never occur in training, though each of their words does. What a caption may say follows from
+the scene alone, so that a caption can be exactly right.
+
+    DIR/annotations/captions_{train,val}.json     COCO captions; each image also has
+        "novel": bool, "objects": [{"name", "bbox": [x, y, width, height], "words"}]
+    DIR/images/{train,val}/NAME.png
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+TRAIN, VAL = "train", "val"
+SIDE = 192
+SHAPES = ("circle", "square")
+# Sides in pixels, from and up to; far enough apart that no middle size is ambiguous.
+SIZES = {"small": (30, 38), "large": (64, 76)}
+COLOURS = {
+    "red": (214, 40, 40),
+    "green": (38, 156, 62),
+    "blue": (40, 70, 214),
+    "yellow": (240, 208, 30),
+    "purple": (150, 50, 180),
+    "black": (24, 24, 24),
+}
+# Column and row of the quarter of the picture.
+PLACES = {
+    "top left": (0, 0),
+    "top right": (1, 0),
+    "bottom left": (0, 1),
+    "bottom right": (1, 1),
+}
+# Every pair of these words occurs in training, only the three together never do.
+NOVEL = (
+    ("large", "green", "square"),
+    ("small", "red", "circle"),
+    ("large", "yellow", "circle"),
+    ("small", "blue", "square"),
+)
+_COLOUR_JITTER = 14
+_MARGIN = 6
+_BACKGROUND = (196, 246)
+# Drawn larger and averaged down, so that edges are smooth.
+_OVERSAMPLING = 3
+
+Words = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class Thing:
+    """An object of a scene.
+
+    Attributes:
+      words: size, colour and shape.
+      place: of `PLACES`.
+      bbox: left, top, width, height in pixels.
+      fill: its colour, RGB 0–255.
+    """
+
+    words: Words
+    place: str
+    bbox: tuple[int, int, int, int]
+    fill: tuple[int, int, int]
+
+    @property
+    def name(self) -> str:
+        """As a caption names it."""
+        return f"a {' '.join(self.words)}"
+
+
+@dataclass(frozen=True)
+class World:
+    """Where a world lies.
+
+    Attributes:
+      root: DIR.
+    """
+
+    root: Path
+
+    def annotations(self, split: str) -> Path:
+        """COCO captions of a split."""
+        return self.root / "annotations" / f"captions_{split}.json"
+
+    def images(self, split: str) -> Path:
+        """Directory of a split's pictures."""
+        return self.root / "images" / split
+
+
+def draw_world(
+    output: str | Path, *, seed: int, num_train: int, num_val: int, num_novel: int
+) -> World:
+    """Draw the pictures and write the annotations; the same arguments give the same bytes.
+
+    Args:
+      output: DIR, made where it is missing.
+      seed: of everything drawn.
+      num_train: scenes to train on.
+      num_val: held-out scenes of objects that occur in training.
+      num_novel: held-out scenes with an object that does not; they follow the others.
+
+    Returns:
+      Where it all lies.
+    """
+    world = World(Path(output))
+    world.annotations(TRAIN).parent.mkdir(parents=True, exist_ok=True)
+    for stream, (split, kinds) in enumerate(
+        {TRAIN: [False] * num_train, VAL: [False] * num_val + [True] * num_novel}.items()
+    ):
+        generator = np.random.default_rng([seed, stream])
+        world.images(split).mkdir(parents=True, exist_ok=True)
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for index, novel in enumerate(kinds):
+            things = _compose(generator, novel)
+            # Ids of the splits differ, as in COCO.
+            entry = _image_entry(index + 1 + stream * 1_000_000, f"{split}-{index:05d}.png")
+            draw(things, generator).save(world.images(split) / entry["file_name"])
+            images.append(entry | {"novel": novel, "objects": [_object_entry(t) for t in things]})
+            for text in captions(things):
+                annotations.append(
+                    {"id": len(annotations) + 1, "image_id": entry["id"], "caption": text}
+                )
+        document = {
+            "info": {"description": "captionbeam's toy world", "seed": seed},
+            "images": images,
+            "annotations": annotations,
+        }
+        world.annotations(split).write_text(json.dumps(document, indent=1), encoding="utf-8")
+    return world
+
+
+def captions(things: Sequence[Thing]) -> list[str]:
+    """All that may be said of a scene; its first object lies left of or above the second."""
+    first = things[0]
+    if len(things) == 1:
+        return [f"{first.name} at the {first.place}"]
+    second = things[1]
+    beside = PLACES[first.place][1] == PLACES[second.place][1]
+    there, back = ("left of", "right of") if beside else ("above", "below")
+    return [
+        f"{first.name} {there} {second.name}",
+        f"{second.name} {back} {first.name}",
+    ]
+
+
+def draw(things: Sequence[Thing], generator: np.random.Generator) -> Image.Image:
+    """The picture of a scene, on a plain ground of some light grey."""
+    side = SIDE * _OVERSAMPLING
+    ground = tuple(int(value) for value in generator.integers(*_BACKGROUND) + np.zeros(3, int))
+    picture = Image.new("RGB", (side, side), ground)
+    pen = ImageDraw.Draw(picture)
+    for thing in things:
+        left, top, width, height = (value * _OVERSAMPLING for value in thing.bbox)
+        box = (left, top, left + width - 1, top + height - 1)
+        if thing.words[2] == "circle":
+            pen.ellipse(box, fill=thing.fill)
+        else:
+            pen.rectangle(box, fill=thing.fill)
+    return picture.reduce(_OVERSAMPLING)
+
+
+def _compose(generator: np.random.Generator, novel: bool) -> list[Thing]:
+    """Choose a scene; a novel one has an object of `NOVEL`, another has none."""
+    known = [words for words in product(SIZES, COLOURS, SHAPES) if words not in NOVEL]
+    # One object in three scenes, two in the others: those have more to learn.
+    count = 1 if generator.random() < 1 / 3 else 2
+    chosen = [known[i] for i in generator.choice(len(known), count, replace=False)]
+    if novel:
+        chosen[generator.integers(count)] = NOVEL[generator.integers(len(NOVEL))]
+    column, row = int(generator.integers(2)), int(generator.integers(2))
+    spots = [(column, row)]
+    if count == 2:
+        spots = [(0, row), (1, row)] if generator.random() < 0.5 else [(column, 0), (column, 1)]
+    return [_thing(generator, words, spot) for words, spot in zip(chosen, spots, strict=True)]
+
+
+def _thing(generator: np.random.Generator, words: Words, spot: tuple[int, int]) -> Thing:
+    low, high = SIZES[words[0]]
+    size = int(generator.integers(low, high + 1))
+    room = SIDE // 2 - size - 2 * _MARGIN
+    left, top = (
+        position * (SIDE // 2) + _MARGIN + int(generator.integers(room + 1)) for position in spot
+    )
+    jitter = generator.integers(-_COLOUR_JITTER, _COLOUR_JITTER + 1, 3)
+    red, green, blue = np.clip(np.array(COLOURS[words[1]]) + jitter, 0, 255).tolist()
+    place = next(name for name, position in PLACES.items() if position == spot)
+    return Thing(words, place, (left, top, size, size), (red, green, blue))
+
+
+def _image_entry(image_id: int, file_name: str) -> dict[str, Any]:
+    return {"id": image_id, "file_name": file_name, "width": SIDE, "height": SIDE}
+
+
+def _object_entry(thing: Thing) -> dict[str, Any]:
+    return {"name": thing.words[2], "bbox": list(thing.bbox), "words": list(thing.words)}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw a world from the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m demo.toy_coco",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--output", required=True, metavar="DIR")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--train", type=int, default=1400, help="scenes (%(default)s)")
+    parser.add_argument("--val", type=int, default=150, help="held-out scenes (%(default)s)")
+    parser.add_argument("--novel", type=int, default=50, help="novel scenes (%(default)s)")
+    args = parser.parse_args(argv)
+    world = draw_world(
+        args.output,
+        seed=args.seed,
+        num_train=args.train,
+        num_val=args.val,
+        num_novel=args.novel,
+    )
+    print(world.root)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""MODEL_DIR: what a training run keeps, and how a trained captioner is loaded from it."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from model.captioner import Captioner
+from model.config import CONFIG_FILE, Config
+from model.errors import InvalidInput, RecordsMismatch
+from model.records import MANIFEST_FILE, VOCABULARY_FILE, Manifest
+from model.vocabulary import Vocabulary
+
+CHECKPOINTS_DIR = "checkpoints"
+BEST_DIR = "best"
+# The newest may be cut short by a full disk; the one before it is then still there.
+_KEPT = 3
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A captioner with all that belongs to it.
+
+    Attributes:
+      captioner: with its best weights.
+      vocabulary: of the captioner.
+      config: it was trained with.
+      manifest: of the records it was trained on.
+      step: at which its weights were the best.
+    """
+
+    captioner: Captioner
+    vocabulary: Vocabulary
+    config: Config
+    manifest: Manifest
+    step: int
+
+
+class Progress(tf.Module):
+    """How far a run is; part of its checkpoints.
+
+    Args:
+      vocabulary_digest: of the vocabulary that the weights belong to.
+    """
+
+    def __init__(self, vocabulary_digest: str) -> None:
+        super().__init__()
+        self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.best_score = tf.Variable(-1.0, dtype=tf.float64, trainable=False)
+        self.vocabulary_digest = tf.Variable(vocabulary_digest, trainable=False)
+
+
+class Checkpoints:
+    """Writes and reads a run's checkpoints; a half-written one is never taken for a whole.
+
+    Args:
+      model_dir: MODEL_DIR.
+      captioner: its weights.
+      optimizer: its state.
+      progress: of the run.
+    """
+
+    def __init__(
+        self,
+        model_dir: Path,
+        captioner: Captioner,
+        optimizer: keras.optimizers.Optimizer,
+        progress: Progress,
+    ) -> None:
+        everything = tf.train.Checkpoint(
+            captioner=captioner, optimizer=optimizer, progress=progress
+        )
+        self._latest = tf.train.CheckpointManager(
+            everything,
+            str(model_dir / CHECKPOINTS_DIR),
+            max_to_keep=_KEPT,
+            step_counter=progress.step,
+        )
+        self._best = tf.train.CheckpointManager(
+            tf.train.Checkpoint(captioner=captioner, progress=progress),
+            str(model_dir / BEST_DIR),
+            max_to_keep=1,
+            step_counter=progress.step,
+        )
+
+    def save(self, step: int) -> None:
+        """Keep everything that a resumed run needs."""
+        self._latest.save(checkpoint_number=step)
+
+    def save_best(self, step: int) -> None:
+        """Keep the weights as the best so far."""
+        self._best.save(checkpoint_number=step)
+
+    def restore(self) -> bool:
+        """Go on from the newest checkpoint; False when there is none."""
+        newest = self._latest.latest_checkpoint
+        if newest is None:
+            return False
+        status = self._latest.checkpoint.restore(newest)
+        status.assert_existing_objects_matched()
+        return True
+
+
+def adopt_records(
+    model_dir: Path, records_dir: Path, config: Config, ignored: Sequence[str] = ("epochs",)
+) -> tuple[Manifest, Vocabulary]:
+    """Make MODEL_DIR belong to these records and settings, or check that it does.
+
+    Args:
+      model_dir: MODEL_DIR; made when it is not there.
+      records_dir: RECORDS.
+      config: of the run.
+      ignored: training settings that a resumed run may change.
+
+    Returns:
+      Manifest and vocabulary of the records.
+
+    Raises:
+      RecordsMismatch: the directory belongs to other records.
+      InvalidInput: it was made with other settings.
+    """
+    manifest = Manifest.load(records_dir)
+    vocabulary = load_vocabulary(records_dir, manifest)
+    if (model_dir / MANIFEST_FILE).exists():
+        check_same_grids(Manifest.load(model_dir), manifest, str(records_dir))
+        check_digest(vocabulary, load_vocabulary(model_dir).digest, str(model_dir))
+        _check_same_config(Config.load(model_dir / CONFIG_FILE), config, model_dir, ignored)
+        return manifest, vocabulary
+    model_dir.mkdir(parents=True, exist_ok=True)
+    (model_dir / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+    shutil.copyfile(records_dir / VOCABULARY_FILE, model_dir / VOCABULARY_FILE)
+    # Last: its presence says that the directory was set up whole.
+    shutil.copyfile(records_dir / MANIFEST_FILE, model_dir / MANIFEST_FILE)
+    return manifest, vocabulary
+
+
+def load_trained(model_dir: Path) -> Trained:
+    """Load the best captioner of a MODEL_DIR.
+
+    Raises:
+      InvalidInput: nothing trained there.
+      RecordsMismatch: the vocabulary is not the one it was trained with.
+    """
+    manifest = Manifest.load(model_dir)
+    config = Config.load(model_dir / CONFIG_FILE)
+    best = tf.train.latest_checkpoint(str(model_dir / BEST_DIR))
+    if best is None:
+        raise InvalidInput(
+            f"{model_dir}: no checkpoint in {BEST_DIR}/, expected a trained model; "
+            "run `captionbeam train` until its first validation"
+        )
+    saved = _saved_progress(best)
+    vocabulary = load_vocabulary(model_dir)
+    check_digest(vocabulary, saved["vocabulary_digest"].decode(), str(model_dir / VOCABULARY_FILE))
+    captioner = Captioner(config.decoder, len(vocabulary), manifest.grid_shape)
+    status = tf.train.Checkpoint(captioner=captioner).restore(best)
+    status.assert_existing_objects_matched().expect_partial()
+    return Trained(captioner, vocabulary, config, manifest, int(saved["step"]))
+
+
+def load_vocabulary(directory: Path, manifest: Manifest | None = None) -> Vocabulary:
+    """Read a directory's vocabulary, and check it against a manifest's digest."""
+    vocabulary = Vocabulary.load(directory / VOCABULARY_FILE)
+    if manifest is not None:
+        check_digest(vocabulary, manifest.vocabulary["digest"], str(directory / VOCABULARY_FILE))
+    return vocabulary
+
+
+def check_digest(vocabulary: Vocabulary, expected: str, source: str) -> None:
+    """Refuse a vocabulary that is not the expected one."""
+    if vocabulary.digest != expected:
+        raise RecordsMismatch(
+            f"{source}: vocabulary {vocabulary.digest[:8]}, expected {expected[:8]}; "
+            "use the vocabulary.json that was saved with it"
+        )
+
+
+def check_same_grids(model: Manifest, records: Manifest, source: str) -> None:
+    """Refuse records whose grids were made otherwise than those a model was trained on."""
+    facts: dict[str, tuple[Any, Any]] = {
+        "image size": (records.image_size, model.image_size),
+        "grid size": (records.grid_size, model.grid_size),
+        "preprocessing fingerprint": (records.fingerprint[:8], model.fingerprint[:8]),
+        "encoder weights": (records.encoder["weights"], model.encoder["weights"]),
+        "encoder digest": (records.encoder["digest"][:8], model.encoder["digest"][:8]),
+    }
+    for name, (got, expected) in facts.items():
+        if got != expected:
+            raise RecordsMismatch(
+                f"{source}: {name} {got}, the model expects {expected}; "
+                "preprocess with the model's settings"
+            )
+
+
+def _check_same_config(
+    found: Config, wanted: Config, model_dir: Path, ignored: Sequence[str]
+) -> None:
+    for section in ("decoder", "search", "training"):
+        there, here = getattr(found, section), getattr(wanted, section)
+        for name, value in vars(there).items():
+            if name not in ignored and value != getattr(here, name):
+                raise InvalidInput(
+                    f"{model_dir} was begun with {section}.{name} {value}, now "
+                    f"{getattr(here, name)}; take another --model_dir, or the first run's settings"
+                )
+
+
+def _saved_progress(checkpoint: str) -> dict[str, Any]:
+    reader = tf.train.load_checkpoint(checkpoint)
+    return {
+        name: reader.get_tensor(f"progress/{name}/.ATTRIBUTES/VARIABLE_VALUE")
+        for name in ("step", "vocabulary_digest")
+    }

@@ -1,0 +1,207 @@
+"""Frozen, validated settings of the decoder, the search and the training; JSON round trip.
+
+`--config FILE.json` holds any subset of the fields by section, `--set FIELD=VALUE` one
+field, named alone or with its section (`--set dropout=0.3`, `--set decoder.dropout=0.3`).
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from model.errors import InvalidInput
+
+CONFIG_FILE = "config.json"
+SCHEDULES = ("constant", "cosine")
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes of the decoder.
+
+    Attributes:
+      embedding_size: E, of a word.
+      hidden_size: H, of every GRU and of a projected grid cell.
+      attention_size: A, in which query and cells are compared.
+      num_layers: GRUs in all: one that attends, the rest that write; at least 2.
+      dropout: share of embedding, cell and output units dropped in training.
+    """
+
+    embedding_size: int = 512
+    hidden_size: int = 512
+    attention_size: int = 512
+    num_layers: int = 2
+    dropout: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_range(self, "embedding_size", 1)
+        _check_range(self, "hidden_size", 1)
+        _check_range(self, "attention_size", 1)
+        _check_range(self, "num_layers", 2, 16)
+        _check_range(self, "dropout", 0.0, 0.95)
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """How a caption is searched for.
+
+    Attributes:
+      beam_width: hypotheses kept; 1 is greedy.
+      max_length: T, most words of a caption.
+    """
+
+    beam_width: int = 3
+    max_length: int = 20
+
+    def __post_init__(self) -> None:
+        _check_range(self, "beam_width", 1, 64)
+        _check_range(self, "max_length", 1, 256)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How the decoder is fitted.
+
+    Attributes:
+      batch_size: images a step over all replicas, each with all its captions.
+      epochs: passes over the training split, when no number of steps is given.
+      learning_rate: Adam's, after warm-up.
+      schedule: "constant", or "cosine" down to a hundredth at the last step.
+      warmup_steps: steps of linear growth from 0.
+      clip_norm: largest global norm of a gradient.
+      label_smoothing: share of a target's probability spread over the vocabulary.
+      seed: of initial weights, shuffling and dropout.
+      shuffle_buffer: records held to be shuffled.
+      checkpoint_steps: steps between checkpoints.
+      validation_steps: steps between validations; 0 is once an epoch.
+      validation_split: split that picks the best checkpoint.
+      validation_images: most images of it that are captioned; 0 is all.
+    """
+
+    batch_size: int = 32
+    epochs: int = 30
+    learning_rate: float = 5e-4
+    schedule: str = "cosine"
+    warmup_steps: int = 200
+    clip_norm: float = 5.0
+    label_smoothing: float = 0.0
+    seed: int = 0
+    shuffle_buffer: int = 1024
+    checkpoint_steps: int = 500
+    validation_steps: int = 0
+    validation_split: str = "val"
+    validation_images: int = 0
+
+    def __post_init__(self) -> None:
+        _check_range(self, "batch_size", 1)
+        _check_range(self, "epochs", 1)
+        _check_range(self, "learning_rate", 1e-9, 10.0)
+        _check_range(self, "warmup_steps", 0)
+        _check_range(self, "clip_norm", 1e-6)
+        _check_range(self, "label_smoothing", 0.0, 0.5)
+        _check_range(self, "seed", 0)
+        _check_range(self, "shuffle_buffer", 1)
+        _check_range(self, "checkpoint_steps", 1)
+        _check_range(self, "validation_steps", 0)
+        _check_range(self, "validation_images", 0)
+        if self.schedule not in SCHEDULES:
+            raise InvalidInput(
+                f"training.schedule {self.schedule!r}, expected one of {', '.join(SCHEDULES)}"
+            )
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a trained model, besides its records."""
+
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def to_json(self) -> str:
+        """Canonical text."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_dict(cls, sections: Mapping[str, Any], source: str) -> "Config":
+        """Fill in defaults and validate; `source` names the input in errors."""
+        config = cls()
+        if not isinstance(sections, Mapping):
+            raise InvalidInput(f"{source}: got {type(sections).__name__}, expected an object")
+        for section, values in sections.items():
+            if section not in _SECTIONS or not isinstance(values, Mapping):
+                raise InvalidInput(
+                    f"{source}: section {section!r}, expected objects named {', '.join(_SECTIONS)}"
+                )
+            config = config.updated((f"{section}.{name}", value) for name, value in values.items())
+        return config
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Config":
+        """Read a JSON file of settings."""
+        try:
+            sections = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InvalidInput(f"{path}: cannot be read ({error.strerror})") from error
+        except ValueError as error:
+            raise InvalidInput(f"{path}: not JSON ({error})") from error
+        return cls.from_dict(sections, str(path))
+
+    def updated(self, changes: Iterable[tuple[str, Any]]) -> "Config":
+        """A copy with fields changed; each named "section.field" or, alone, "field"."""
+        config = self
+        for name, value in changes:
+            section, attribute = _locate(name)
+            typed = _typed(section, attribute, value)
+            part = replace(getattr(config, section), **{attribute: typed})
+            config = replace(config, **{section: part})
+        return config
+
+
+_SECTIONS: dict[str, type] = {
+    "decoder": DecoderConfig,
+    "search": SearchConfig,
+    "training": TrainingConfig,
+}
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Read the FIELD=VALUE of `--set`; the value is JSON, or else a plain string."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise InvalidInput(f"--set {text!r}, expected FIELD=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _locate(name: str) -> tuple[str, str]:
+    known = {
+        f"{section}.{part.name}": (section, part.name)
+        for section, kind in _SECTIONS.items()
+        for part in fields(kind)
+    }
+    known |= {attribute: (section, attribute) for section, attribute in known.values()}
+    if name not in known:
+        choices = ", ".join(sorted(choice for choice in known if "." in choice))
+        raise InvalidInput(f"no setting {name!r}, expected one of {choices}")
+    return known[name]
+
+
+def _typed(section: str, attribute: str, value: Any) -> Any:
+    wanted = get_type_hints(_SECTIONS[section])[attribute]
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, wanted) or isinstance(value, bool):
+        raise InvalidInput(f"{section}.{attribute} {value!r}, expected {wanted.__name__}")
+    return value
+
+
+def _check_range(part: Any, name: str, low: float, high: float | None = None) -> None:
+    value = getattr(part, name)
+    if value < low or (high is not None and value > high):
+        section = next(key for key, kind in _SECTIONS.items() if isinstance(part, kind))
+        allowed = f"at least {low}" if high is None else f"{low} to {high}"
+        raise InvalidInput(f"{section}.{name} {value}, expected {allowed}")

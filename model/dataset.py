@@ -1,0 +1,215 @@
+"""Records → batches for the trainer and for free-running decoding, through tf.data.
+
+The training stream is a pure function of (seed, records, batch size): epoch after epoch,
+each a shuffle of its own, batched across the seam between epochs so that every batch is
+full and no image is repeated or left out. A resumed run skips to the record at which it
+stopped, before anything is parsed.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from model.errors import InvalidInput
+from model.records import Manifest, parse
+from model.vocabulary import Vocabulary
+
+_SHARDS_AT_ONCE = 8
+# Read ahead of the parser; a record is about 200 KB.
+_PREFETCH_BATCHES = 2
+# More than the blocks of any epoch, so that no two epochs share a draw.
+_DRAWS_AN_EPOCH = 2**32
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a records directory.
+
+    Attributes:
+      directory: RECORDS.
+      manifest: of the directory.
+      name: of the split.
+    """
+
+    directory: Path
+    manifest: Manifest
+    name: str
+
+    @property
+    def files(self) -> list[str]:
+        """Paths of the shards, in order."""
+        return [str(self.directory / shard.file) for shard in self.manifest.shards(self.name)]
+
+    @property
+    def num_images(self) -> int:
+        """Images of the split."""
+        return self.manifest.num_images(self.name)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The order in which training sees its records.
+
+    Attributes:
+      seed: of every epoch's shuffle.
+      shuffle_buffer: records held to be shuffled.
+      batch_size: images a step, over all replicas.
+      first_step: steps that earlier runs took.
+    """
+
+    seed: int
+    shuffle_buffer: int
+    batch_size: int
+    first_step: int = 0
+
+
+def training_batches(
+    split: Split,
+    vocabulary: Vocabulary,
+    stream: Stream,
+    context: tf.distribute.InputContext | None = None,
+) -> tf.data.Dataset:
+    """Endless batches for teacher forcing.
+
+    Args:
+      split: what to train on.
+      vocabulary: special ids.
+      stream: order and position.
+      context: which pipeline of how many this is; None is the only one. A step's batch is
+        cut into equal parts, one a replica, in replica order.
+
+    Yields:
+      {"grid": float16 [N, P, F], "inputs": int32 [M, T] from `<start>` on,
+       "labels": int32 [M, T] with `<end>` last, "image_index": int32 [M]}.
+
+    Raises:
+      InvalidInput: an empty split.
+    """
+    if split.num_images == 0:
+        raise InvalidInput(f"split {split.name!r} has no images; see failures.jsonl of the records")
+    records = _endless(split, stream).batch(stream.batch_size, drop_remainder=True)
+    if context is not None and context.num_replicas_in_sync > 1:
+        records = _parts(records, stream.batch_size, context)
+    shape = split.manifest.grid_shape
+    return records.map(
+        lambda serialised: _teacher_forcing(serialised, shape, vocabulary),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    ).prefetch(_PREFETCH_BATCHES)
+
+
+def _endless(split: Split, stream: Stream) -> tf.data.Dataset:
+    """Serialised records from the first step on."""
+    consumed = stream.first_step * stream.batch_size
+    epoch, offset = divmod(consumed, split.num_images)
+    later = tf.data.Dataset.counter(epoch + 1).flat_map(
+        lambda number: _epoch(split.files, stream, number)
+    )
+    return _epoch(split.files, stream, tf.constant(epoch, tf.int64)).skip(offset).concatenate(later)
+
+
+def _epoch(files: list[str], stream: Stream, epoch: tf.Tensor) -> tf.data.Dataset:
+    """One pass over the records, in the order of (seed, epoch).
+
+    Shards are opened in a drawn order, several at once, and blocks of `shuffle_buffer`
+    records are permuted: stateless draws, so that no shuffle state has to be kept.
+    """
+
+    def draw(number: tf.Tensor | int) -> tf.Tensor:
+        place = epoch * _DRAWS_AN_EPOCH + tf.cast(number, tf.int64)
+        return tf.stack([tf.constant(stream.seed, tf.int64), place])
+
+    def permuted(number: tf.Tensor, block: tf.Tensor) -> tf.data.Dataset:
+        order = tf.random.experimental.stateless_shuffle(block, seed=draw(number + 1))
+        return tf.data.Dataset.from_tensor_slices(order)
+
+    order = tf.random.experimental.stateless_shuffle(tf.constant(files), seed=draw(0))
+    records = tf.data.Dataset.from_tensor_slices(order).interleave(
+        tf.data.TFRecordDataset, cycle_length=_SHARDS_AT_ONCE
+    )
+    return records.batch(stream.shuffle_buffer).enumerate().flat_map(permuted)
+
+
+def _parts(
+    records: tf.data.Dataset, batch_size: int, context: tf.distribute.InputContext
+) -> tf.data.Dataset:
+    """The parts of every batch that belong to this pipeline's replicas, one after another."""
+    replicas = context.num_replicas_in_sync
+    here = replicas // context.num_input_pipelines
+    first = context.input_pipeline_id * here
+
+    def cut(batch: tf.Tensor) -> tf.data.Dataset:
+        parts = tf.reshape(batch, [replicas, batch_size // replicas])
+        return tf.data.Dataset.from_tensor_slices(parts[first : first + here])
+
+    return records.flat_map(cut)
+
+
+def _teacher_forcing(
+    serialised: tf.Tensor, grid_shape: tuple[int, int], vocabulary: Vocabulary
+) -> dict[str, tf.Tensor]:
+    parsed = parse(serialised, grid_shape)
+    captions = parsed["tokens"]
+    words = captions.merge_dims(0, 1)
+    rows = words.nrows()
+    start = tf.fill([rows, 1], vocabulary.start_id)
+    end = tf.fill([rows, 1], vocabulary.end_id)
+    return {
+        "grid": parsed["grid"],
+        "inputs": tf.concat([start, words], axis=1).to_tensor(vocabulary.pad_id),
+        "labels": tf.concat([words, end], axis=1).to_tensor(vocabulary.pad_id),
+        "image_index": tf.cast(captions.value_rowids(), tf.int32),
+    }
+
+
+def images(split: Split, batch_size: int, limit: int = 0) -> tf.data.Dataset:
+    """Every image of a split once, in shard order, for free-running decoding.
+
+    Args:
+      split: what to read.
+      batch_size: N; the last batch may be shorter.
+      limit: most images; 0 is all.
+
+    Yields:
+      What records.parse returns, batched.
+    """
+    records = tf.data.TFRecordDataset(split.files)
+    if limit:
+        records = records.take(limit)
+    shape = split.manifest.grid_shape
+    return (
+        records.batch(batch_size)
+        .map(lambda serialised: parse(serialised, shape))
+        .prefetch(_PREFETCH_BATCHES)
+    )
+
+
+def grid_statistics(split: Split, batch_size: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of every channel over the cells of a split's first images.
+
+    Args:
+      split: the training split.
+      batch_size: images read at once.
+      limit: most images.
+
+    Returns:
+      Mean and variance, float32 [F] each.
+    """
+    features = split.manifest.grid_shape[1]
+    count, total, squares = 0, np.zeros(features), np.zeros(features)
+    for grid in _grids(split, batch_size, limit):
+        cells = grid.reshape(-1, features).astype(np.float64)
+        count += len(cells)
+        total += cells.sum(axis=0)
+        squares += np.square(cells).sum(axis=0)
+    mean = total / count
+    variance = np.maximum(squares / count - np.square(mean), 0.0)
+    return mean.astype(np.float32), variance.astype(np.float32)
+
+
+def _grids(split: Split, batch_size: int, limit: int) -> Iterator[np.ndarray]:
+    for batch in images(split, batch_size, limit):
+        yield batch["grid"].numpy()

@@ -1,0 +1,125 @@
+"""The stacked GRUs of the decoder, one word at a time.
+
+Top-down attention (Anderson et al. 2018, with GRUs for LSTMs): the first GRU sees the
+word, the mean of the grid and the top GRU's last state; its output is the attention
+query; the GRUs above it see the attended context and write the next word.
+"""
+
+import keras
+import tensorflow as tf
+
+from model.attention import BahdanauAttention
+from model.config import DecoderConfig
+
+State = tuple[tf.Tensor, ...]
+"""One float32 [M, H] for each GRU, the attention GRU first."""
+
+
+class GruUpdate(keras.layers.Layer):
+    """One GRU update from an input that is already projected.
+
+    The input projection is not part of the layer, so that a caller computes it for all
+    words of a caption in one matmul.
+
+    Args:
+      units: H.
+      name: of the layer.
+    """
+
+    def __init__(self, units: int, name: str) -> None:
+        super().__init__(name=name)
+        self._recurrent = keras.layers.Dense(
+            3 * units, kernel_initializer="orthogonal", name="recurrent"
+        )
+        self._recurrent.build((None, units))
+        self.built = True
+
+    def call(self, projected: tf.Tensor, state: tf.Tensor) -> tf.Tensor:
+        """Advance the state (Cho et al. 2014, with the reset gate after the matmul).
+
+        Args:
+          projected: input times its kernel plus bias: update, reset, candidate; [M, 3H].
+          state: [M, H].
+
+        Returns:
+          New state [M, H].
+        """
+        update_in, reset_in, candidate_in = tf.split(projected, 3, axis=-1)
+        update, reset, candidate = tf.split(self._recurrent(state), 3, axis=-1)
+        update = tf.sigmoid(update_in + update)
+        reset = tf.sigmoid(reset_in + reset)
+        candidate = tf.tanh(candidate_in + reset * candidate)
+        return update * state + (1.0 - update) * candidate
+
+
+class Decoder(keras.layers.Layer):
+    """Attention GRU, Bahdanau attention and the language GRUs.
+
+    Args:
+      config: sizes.
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__(name="decoder")
+        hidden = config.hidden_size
+        gates = 3 * hidden
+        self._config = config
+        self._word_gates = keras.layers.Dense(gates, name="word_gates")
+        self._mean_gates = keras.layers.Dense(gates, use_bias=False, name="mean_gates")
+        self._top_gates = keras.layers.Dense(gates, use_bias=False, name="top_gates")
+        self._attention_gru = GruUpdate(hidden, "attention_gru")
+        self.attention = BahdanauAttention(config.attention_size)
+        languages = range(config.num_layers - 1)
+        self._language_gates = [
+            keras.layers.Dense(gates, name=f"language_gates_{i}") for i in languages
+        ]
+        self._language_grus = [GruUpdate(hidden, f"language_gru_{i}") for i in languages]
+        self._build_layers(hidden)
+
+    def _build_layers(self, hidden: int) -> None:
+        self._word_gates.build((None, self._config.embedding_size))
+        self._mean_gates.build((None, hidden))
+        self._top_gates.build((None, hidden))
+        self.attention.build_for(hidden)
+        for index, gates in enumerate(self._language_gates):
+            gates.build((None, 2 * hidden if index == 0 else hidden))
+        self.built = True
+
+    def initial_state(self, rows: tf.Tensor | int) -> State:
+        """Zeros: (num_layers ×) [M, H]."""
+        zeros = tf.zeros([rows, self._config.hidden_size])
+        return (zeros,) * self._config.num_layers
+
+    def project_words(self, embedded: tf.Tensor) -> tf.Tensor:
+        """The word's share of the attention GRU's input: [..., E] → [..., 3H]."""
+        return self._word_gates(embedded)
+
+    def project_mean(self, mean: tf.Tensor) -> tf.Tensor:
+        """The mean grid's share of the attention GRU's input: [M, H] → [M, 3H]."""
+        return self._mean_gates(mean)
+
+    def call(
+        self, projected: tf.Tensor, keys: tf.Tensor, cells: tf.Tensor, state: State
+    ) -> tuple[State, tf.Tensor]:
+        """Read one word and attend.
+
+        Args:
+          projected: project_words + project_mean, [M, 3H].
+          keys: the attention's projection of the cells, [M, P, A].
+          cells: [M, P, H].
+          state: after the words before.
+
+        Returns:
+          State after this word; its last member predicts the next word. Attention
+          weights [M, P].
+        """
+        query = self._attention_gru(projected + self._top_gates(state[-1]), state[0])
+        context, weights = self.attention(query, keys, cells)
+        layer_input = tf.concat([context, query], axis=-1)
+        states = [query]
+        for gates, gru, last in zip(
+            self._language_gates, self._language_grus, state[1:], strict=True
+        ):
+            layer_input = gru(gates(layer_input), last)
+            states.append(layer_input)
+        return tuple(states), weights

@@ -1,0 +1,56 @@
+"""Fit the attention decoder to RECORDS.
+
+Start again with the same command and it goes on where it stopped. MODEL_DIR keeps
+config.json, vocabulary.json, manifest.json, checkpoints/, best/ (by CIDEr of free-running
+captions of the validation split), TensorBoard events and history.jsonl.
+
+  captionbeam train --records RECORDS --model_dir MODEL --epochs 30
+  captionbeam train --records RECORDS --model_dir MODEL --steps 20000 --set dropout=0.3
+"""
+
+import argparse
+from pathlib import Path
+
+from model.config import Config, parse_setting
+
+STRATEGIES = ("auto", "one", "mirrored", "multiworker")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `captionbeam train`."""
+    parser.add_argument("--records", type=Path, required=True, help="made by preprocess")
+    parser.add_argument("--model_dir", type=Path, required=True, help="what training keeps")
+    parser.add_argument("--config", type=Path, help="JSON of settings by section")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=_positive, help="steps in all, resumed runs included")
+    length.add_argument("--epochs", type=_positive, help="passes over the training split")
+    parser.add_argument("--strategy", choices=STRATEGIES, default="auto")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="one setting, e.g. learning_rate=1e-3; may be repeated",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; returns the exit code."""
+    config = Config() if args.config is None else Config.load(args.config)
+    config = config.updated(parse_setting(text) for text in args.set)
+    if args.epochs:
+        config = config.updated([("training.epochs", args.epochs)])
+
+    from model.strategies import make_strategy
+    from model.trainer import Run, Trainer
+
+    strategy = make_strategy(args.strategy)
+    Trainer(Run(args.records, args.model_dir, config, strategy, args.steps)).fit()
+    return 0
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value

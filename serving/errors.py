@@ -1,0 +1,54 @@
+"""What can go wrong between a client and a model, by what the caller can do about it.
+
+CaptionbeamError
+  InvalidInput
+    ServerUnavailable     nobody answers within the deadline: start it, or try later
+    ModelMismatch         a model answers that is not ours, or not of this version
+  InvalidRequest          the model refuses these images; others may pass
+  ServerError             the server failed, or its answer cannot be trusted
+CallFailed                one attempt, by gRPC status; `serving.client` turns it into the above
+"""
+
+from model.errors import CaptionbeamError, InvalidInput
+
+INVALID_ARGUMENT = "INVALID_ARGUMENT"
+NOT_FOUND = "NOT_FOUND"
+# Statuses that may pass by themselves; all others answer the same when asked again.
+TRANSIENT = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"})
+# TensorFlow Serving answers an unknown signature with FAILED_PRECONDITION.
+REFUSED = frozenset({INVALID_ARGUMENT, "FAILED_PRECONDITION", "OUT_OF_RANGE"})
+
+
+class ServerUnavailable(InvalidInput):
+    """No attempt was answered before the deadline or the last retry."""
+
+
+class ModelMismatch(InvalidInput):
+    """The model that answers does not have the signatures of `serving.contract`."""
+
+
+class InvalidRequest(CaptionbeamError):
+    """The model refuses the request, for instance for bytes that it cannot decode."""
+
+
+class ServerError(CaptionbeamError):
+    """The server failed for a reason that a retry does not mend, or answered other rows."""
+
+    exit_code = 1
+
+
+class CallFailed(Exception):
+    """One call failed.
+
+    Attributes:
+      code: name of a gRPC status ("INVALID_ARGUMENT").
+      message: the callee's own words, on one line.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"

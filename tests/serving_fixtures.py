@@ -1,0 +1,165 @@
+"""A small model with the contract's signatures, and servers and transports for tests.
+
+The model's caption is a function of the image's bytes (`tiny_caption`), so that a caption
+paired with another image shows. The bytes b"bad" fail the whole request, as bytes that no
+decoder takes do.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from serving import contract
+from serving.errors import CallFailed
+from serving.loaded_model import LoadedModel
+from serving.metadata import ModelMetadata
+from serving.server import Server
+
+TOKENS = 4
+CELLS = 6
+HYPOTHESES = 3
+
+
+class TinyCaptioner(tf.Module):
+    """Captions "size LENGTH hash HASH"; attends to cell t at word t."""
+
+    def best(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        tf.debugging.assert_none_equal(image_bytes, b"bad", message="cannot decode")
+        size = tf.strings.length(image_bytes)
+        digest = tf.strings.to_hash_bucket_fast(image_bytes, 1_000_000)
+        caption = tf.strings.join(
+            ["size ", tf.strings.as_string(size), " hash ", tf.strings.as_string(digest)]
+        )
+        count = tf.shape(image_bytes)[0]
+        return {
+            contract.CAPTION: caption,
+            contract.LOG_PROB: -tf.cast(size, tf.float32) / 4,
+            contract.TOKEN_IDS: tf.stack([size, size + 1, size * 0, size * 0], axis=1),
+            contract.LENGTH: tf.fill([count], 2),
+        }
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name=contract.IMAGE_BYTES)])
+    def serving_default(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        return self.best(image_bytes)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name=contract.IMAGE_BYTES)])
+    def explain(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        count = tf.shape(image_bytes)[0]
+        size = tf.strings.as_string(tf.strings.length(image_bytes))
+        words = tf.stack([tf.fill([count], "size"), size], axis=1)
+        eye = tf.eye(TOKENS, CELLS, batch_shape=[count])
+        return self.best(image_bytes) | {
+            contract.WORDS: tf.pad(words, [[0, 0], [0, TOKENS - 2]], constant_values=""),
+            contract.ATTENTION: eye,
+        }
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name=contract.IMAGE_BYTES)])
+    def nbest(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        best = self.best(image_bytes)
+        ranks = range(HYPOTHESES)
+        captions = [tf.strings.join([best[contract.CAPTION], f" rank {k}"]) for k in ranks]
+        log_probs = [best[contract.LOG_PROB] - k for k in ranks]
+        return {
+            contract.CAPTIONS: tf.stack(captions, axis=1),
+            contract.LOG_PROBS: tf.stack(log_probs, axis=1),
+        }
+
+
+class Untitled(tf.Module):
+    """A model that is not ours: one signature, of floats, with a fixed batch."""
+
+    @tf.function(input_signature=[tf.TensorSpec([1, 3], tf.float32, name="pixels")])
+    def serving_default(self, pixels: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {contract.CAPTION: pixels}
+
+
+def save_tiny_model(model_dir: Path, version: int = 1) -> Path:
+    """Writes MODELS/NAME/VERSION of TinyCaptioner; returns MODELS/NAME."""
+    module = TinyCaptioner()
+    names = (contract.SERVING_DEFAULT, contract.EXPLAIN, contract.NBEST)
+    signatures = {name: getattr(module, name) for name in names}
+    tf.saved_model.save(module, str(model_dir / str(version)), signatures=signatures)
+    return model_dir
+
+
+def save_foreign_model(model_dir: Path) -> Path:
+    """Writes a SavedModel whose signatures are not the contract's."""
+    module = Untitled()
+    signatures = {contract.SERVING_DEFAULT: module.serving_default}
+    tf.saved_model.save(module, str(model_dir / "1"), signatures=signatures)
+    return model_dir
+
+
+def tiny_caption(image: bytes) -> str:
+    """What TinyCaptioner says of these bytes."""
+    digest = int(tf.strings.to_hash_bucket_fast([image], 1_000_000)[0])
+    return f"size {len(image)} hash {digest}"
+
+
+@contextlib.contextmanager
+def running_server(model: LoadedModel, name: str | None = None) -> Iterator[Server]:
+    """A real server on a free loopback port."""
+    server = Server(model, name=name, host="127.0.0.1", port=0)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop(grace_s=0)
+
+
+class FakeTime:
+    """A clock that moves only when something sleeps or is told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.slept: list[float] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now_s += seconds
+
+
+class ScriptedTransport:
+    """Passes calls to a real transport after raising a list of failures, one a call.
+
+    Attributes:
+      calls: (signature, images, timeout_s) of every predict.
+      closed: whether `close` was called.
+    """
+
+    def __init__(
+        self,
+        inner: Any,
+        failures: Sequence[CallFailed] = (),
+        *,
+        edit: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = lambda outputs: outputs,
+        takes_s: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._inner = inner
+        self._failures = list(failures)
+        self._edit = edit
+        self._takes = takes_s
+        self.calls: list[tuple[str, list[bytes], float]] = []
+        self.metadata_calls = 0
+        self.closed = False
+
+    def predict(
+        self, signature: str, image_bytes: Sequence[bytes], timeout_s: float
+    ) -> dict[str, np.ndarray]:
+        self.calls.append((signature, list(image_bytes), timeout_s))
+        self._takes()
+        if self._failures:
+            raise self._failures.pop(0)
+        return self._edit(self._inner.predict(signature, image_bytes, timeout_s))
+
+    def metadata(self, timeout_s: float) -> ModelMetadata:
+        self.metadata_calls += 1
+        metadata: ModelMetadata = self._inner.metadata(timeout_s)
+        return metadata
+
+    def close(self) -> None:
+        self.closed = True

@@ -1,0 +1,230 @@
+"""`captionbeam caption`: each image a caption or a named failure, whatever its neighbours."""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from serving_fixtures import CELLS, running_server, save_tiny_model, tiny_caption
+
+import captionbeam
+from model.image_bytes import canonicalise
+from serving.loaded_model import LoadedModel
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "captioner", version=4)
+
+
+def write_image(path: Path, colour: tuple[int, int, int], **options: Any) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (24, 16), colour).save(path, **options)
+    return str(path)
+
+
+def expected(path: str) -> str:
+    """The caption of the canonical bytes: what `bulk` and `evaluate` would send."""
+    return tiny_caption(canonicalise(Path(path).read_bytes()).data)
+
+
+def test_captions_through_the_model_and_through_a_server(
+    tmp_path: Path, model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [
+        write_image(tmp_path / "red.png", (255, 0, 0)),
+        write_image(tmp_path / "green.bmp", (0, 255, 0)),
+    ]
+    wanted = [f"{path}: {expected(path)}" for path in images]
+    assert captionbeam.main(["caption", *images, f"--model={model_dir}"]) == 0
+    assert capsys.readouterr().out.splitlines() == wanted
+    with running_server(LoadedModel(model_dir), name="other") as server:
+        arguments = ["caption", *images, f"--server={server.address}", "--model_name=other"]
+        assert captionbeam.main(arguments) == 0
+        assert capsys.readouterr().out.splitlines() == wanted
+        # The default name is not this server's.
+        assert captionbeam.main(arguments[:-1]) == 2
+        assert "Latest(captioner)" in capsys.readouterr().err
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> list[str]:
+    """A good image between failures of every kind that needs no network."""
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.jpg").write_text("no image at all")
+    (tmp_path / "folder.jpg").mkdir()
+    cut = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(cut, "JPEG")
+    (tmp_path / "cut.jpg").write_bytes(cut.getvalue()[:400])
+    names = ("missing.jpg", "empty.jpg", "text.jpg", "good.png", "folder.jpg", "cut.jpg")
+    write_image(tmp_path / "good.png", (0, 0, 255))
+    return [str(tmp_path / name) for name in names]
+
+
+def test_failures_are_named_and_the_others_captioned(
+    mixed: list[str], model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert captionbeam.main(["caption", *mixed, f"--model={model_dir}"]) == 1
+    printed = capsys.readouterr()
+    good = mixed[3]
+    assert printed.out.splitlines() == [f"{good}: {expected(good)}"]
+    reasons = ("missing_file", "empty", "not_an_image", "unreadable", "truncated")
+    failed = [path for path in mixed if path != good]
+    lines = printed.err.splitlines()
+    assert len(lines) == len(failed)
+    for line, path, reason in zip(lines, failed, reasons, strict=True):
+        assert line.startswith(f"{path}: failed ({reason}: ")
+
+
+def test_json_has_a_row_for_each(
+    mixed: list[str], model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert captionbeam.main(["caption", *mixed, f"--model={model_dir}", "--json"]) == 1
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["key"] for row in rows] == mixed
+    canonical = canonicalise(Path(mixed[3]).read_bytes())
+    assert rows[3] == {
+        "key": mixed[3],
+        "caption": tiny_caption(canonical.data),
+        "log_prob": -len(canonical.data) / 4,
+        "width": 24,
+        "height": 16,
+        "model_name": "captioner",
+        "model_version": 4,
+    }
+    for row in rows[:3] + rows[4:]:
+        assert row.keys() == {"key", "reason", "message"}
+        assert row["message"]
+
+
+def test_an_image_that_the_model_refuses_fails_alone(
+    tmp_path: Path,
+    model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import model.image_bytes
+
+    def to_bad(data: bytes) -> Any:
+        found = canonicalise(data)
+        return found if data == Path(good).read_bytes() else type(found)(b"bad", 24, 16)
+
+    bad, good = (write_image(tmp_path / f"{n}.png", (n, 0, 0)) for n in (1, 2))
+    monkeypatch.setattr(model.image_bytes, "canonicalise", to_bad)
+    assert captionbeam.main(["caption", bad, good, f"--model={model_dir}"]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"{bad}: failed (model_error: assertion failed")
+    assert printed.out == f"{good}: {expected(good)}\n"
+
+
+def test_explain_draws_each_image_under_its_own_name(
+    tmp_path: Path,
+    model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    figures = pytest.importorskip("model.figures")
+    drawn: list[tuple[np.ndarray, list[str], np.ndarray, Path]] = []
+
+    def record(image: np.ndarray, words: Sequence[str], attention: np.ndarray, path: Path) -> None:
+        drawn.append((image, list(words), attention, path))
+
+    monkeypatch.setattr(figures, "draw_attention", record)
+    images = [
+        write_image(tmp_path / "a" / "x.png", (255, 0, 0)),
+        write_image(tmp_path / "b" / "x.png", (0, 255, 0)),
+    ]
+    output = tmp_path / "drawn" / "here"
+    arguments = ["caption", *images, f"--model={model_dir}", f"--explain={output}"]
+    assert captionbeam.main(arguments) == 0
+    assert capsys.readouterr().out.splitlines() == [f"{p}: {expected(p)}" for p in images]
+    assert [path for *_, path in drawn] == [output / "x.png", output / "x-2.png"]
+    for (pixels, words, attention, _), path, colour in zip(
+        drawn, images, [(255, 0, 0), (0, 255, 0)], strict=True
+    ):
+        assert pixels.shape == (16, 24, 3)
+        assert pixels.dtype == np.uint8
+        assert tuple(pixels[0, 0]) == colour
+        assert words == ["size", str(len(canonicalise(Path(path).read_bytes()).data))]
+        assert attention.shape == (2, CELLS)
+
+
+def test_explain_into_a_file_is_refused(
+    tmp_path: Path, model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = write_image(tmp_path / "x.png", (1, 2, 3))
+    assert captionbeam.main(["caption", image, f"--model={model_dir}", f"--explain={image}"]) == 2
+    assert f"--explain {image}: " in capsys.readouterr().err
+
+
+class FakeFetcher:
+    """Stands for pipelines.fetch.Fetcher: records how it is made and used."""
+
+    made: list["FakeFetcher"]
+
+    def __init__(self, *, allow_private: Sequence[str] = ()) -> None:
+        self.allow_private = list(allow_private)
+        self.fetched: list[str] = []
+        self.closed = False
+        self.made.append(self)
+
+    def __enter__(self) -> "FakeFetcher":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.closed = True
+
+    def fetch(self, url: str) -> bytes:
+        self.fetched.append(url)
+        output = io.BytesIO()
+        Image.new("RGB", (9, 9), (7, 7, 7)).save(output, "PNG")
+        return output.getvalue()
+
+
+@pytest.fixture
+def fetchers(monkeypatch: pytest.MonkeyPatch) -> list[FakeFetcher]:
+    fetch = pytest.importorskip("pipelines.fetch")
+    FakeFetcher.made = []
+    monkeypatch.setattr(fetch, "Fetcher", FakeFetcher)
+    return FakeFetcher.made
+
+
+def test_urls_go_through_one_guarded_fetcher(
+    model_dir: Path, fetchers: list[FakeFetcher], capsys: pytest.CaptureFixture[str]
+) -> None:
+    urls = ["http://127.0.0.1/a.png", "HTTPS://127.0.0.1/b.png"]
+    networks = ["--allow_private", "127.0.0.0/8", "10.0.0.0/8"]
+    assert captionbeam.main(["caption", *urls, f"--model={model_dir}", *networks]) == 0
+    (fetcher,) = fetchers
+    assert fetcher.allow_private == ["127.0.0.0/8", "10.0.0.0/8"]
+    assert fetcher.fetched == urls
+    assert fetcher.closed
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_files_need_no_fetcher(
+    tmp_path: Path, model_dir: Path, fetchers: list[FakeFetcher]
+) -> None:
+    image = write_image(tmp_path / "x.png", (1, 2, 3))
+    assert captionbeam.main(["caption", image, f"--model={model_dir}"]) == 0
+    assert fetchers == []
+
+
+def test_a_private_address_is_refused_unless_named(
+    model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pipelines.fetch")
+    assert captionbeam.main(["caption", "http://127.0.0.1:9/x.png", f"--model={model_dir}"]) == 1
+    assert "failed (refused_address: " in capsys.readouterr().err
+
+
+def test_model_or_server_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["--model=a", "--server=b:1"]):
+        with pytest.raises(SystemExit) as caught:
+            captionbeam.main(["caption", "x.jpg", *arguments])
+        assert caught.value.code == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1

@@ -1,0 +1,353 @@
+"""The client: pairing, splitting, retries, deadlines, and refusing models that are not ours."""
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+from serving_fixtures import (
+    CELLS,
+    HYPOTHESES,
+    FakeTime,
+    ScriptedTransport,
+    running_server,
+    save_foreign_model,
+    save_tiny_model,
+    tiny_caption,
+)
+
+from model.errors import InvalidInput
+from serving import client as client_module
+from serving import contract
+from serving.client import Client, RequestLimits, connect
+from serving.errors import (
+    CallFailed,
+    InvalidRequest,
+    ModelMismatch,
+    ServerError,
+    ServerUnavailable,
+)
+from serving.loaded_model import LoadedModel
+from serving.metadata import ModelMetadata
+from serving.retry import Clock, Retries
+from serving.transport import MAX_MESSAGE_BYTES, GrpcTransport, SavedModelTransport, Transport
+
+IMAGES = [b"one", b"two two\0", b"", b"four four four", b"one"]
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "captioner", version=3)
+
+
+@pytest.fixture(scope="module")
+def in_process(model_dir: Path) -> SavedModelTransport:
+    return SavedModelTransport(model_dir)
+
+
+@pytest.fixture(scope="module")
+def address(model_dir: Path) -> Iterator[str]:
+    with running_server(LoadedModel(model_dir)) as server:
+        yield server.address
+
+
+@pytest.fixture
+def fake_time() -> FakeTime:
+    return FakeTime()
+
+
+@pytest.fixture
+def clock(fake_time: FakeTime) -> Clock:
+    return Clock(now_s=lambda: fake_time.now_s, sleep=fake_time.sleep, uniform=lambda: 0.5)
+
+
+@pytest.fixture(params=["model", "server"])
+def client(request: pytest.FixtureRequest, model_dir: Path, address: str) -> Iterator[Client]:
+    """The same client through either transport."""
+    wanted: dict[str, Any] = {"model": None, "server": None}
+    wanted[request.param] = {"model": str(model_dir), "server": address}[request.param]
+    with connect(**wanted) as client:
+        yield client
+
+
+def test_captions_come_in_the_order_sent(client: Client) -> None:
+    results = client.caption(IMAGES)
+    assert [result.caption for result in results] == [tiny_caption(image) for image in IMAGES]
+    assert [result.log_prob for result in results] == [-len(image) / 4 for image in IMAGES]
+    assert [result.token_ids for result in results] == [(len(i), len(i) + 1) for i in IMAGES]
+    assert client.caption([]) == []
+
+
+def test_explain_gives_one_row_of_attention_for_each_word(client: Client) -> None:
+    explained = client.explain([b"abc", b"defgh"])
+    assert [result.words for result in explained] == [["size", "3"], ["size", "5"]]
+    assert [result.caption for result in explained] == [
+        tiny_caption(b"abc"),
+        tiny_caption(b"defgh"),
+    ]
+    for result in explained:
+        assert_array_equal(result.attention, np.eye(2, CELLS, dtype=np.float32), strict=True)
+
+
+def test_nbest_gives_every_hypothesis_best_first(client: Client) -> None:
+    (_, second) = client.nbest([b"a", b"bc"])
+    caption = tiny_caption(b"bc")
+    assert [h.caption for h in second] == [f"{caption} rank {k}" for k in range(HYPOTHESES)]
+    assert [h.log_prob for h in second] == [-0.5 - k for k in range(HYPOTHESES)]
+
+
+def test_model_is_name_and_version(client: Client) -> None:
+    assert client.model == ("captioner", 3)
+
+
+def test_an_image_that_the_model_refuses_is_an_invalid_request(client: Client) -> None:
+    with pytest.raises(InvalidRequest, match=r"^assertion failed: \[cannot decode\]"):
+        client.caption([b"good", b"bad"])
+    assert client.caption([b"good"])[0].caption == tiny_caption(b"good")
+
+
+def test_both_transports_give_the_same_tensors(in_process: Transport, address: str) -> None:
+    remote = GrpcTransport(address, "captioner")
+    try:
+        for signature in contract.OUTPUTS:
+            here = in_process.predict(signature, IMAGES, 10)
+            there = remote.predict(signature, IMAGES, 10)
+            assert here.keys() == there.keys() == contract.OUTPUTS[signature].keys()
+            for name, tensor in here.items():
+                assert_array_equal(tensor, there[name], strict=True)
+        assert in_process.metadata(10) == remote.metadata(10)
+    finally:
+        remote.close()
+
+
+def test_many_images_are_split_by_count_and_bytes(in_process: Transport) -> None:
+    transport = ScriptedTransport(in_process)
+    client = Client(transport, limits=RequestLimits(images=3, image_bytes=10))
+    images = [b"a", b"b", b"c", b"d", b"55555", b"666666", b"a larger one alone", b"8"]
+    results = client.caption(images)
+    assert [images for _, images, _ in transport.calls] == [
+        [b"a", b"b", b"c"],
+        [b"d", b"55555"],
+        [b"666666"],
+        [b"a larger one alone"],
+        [b"8"],
+    ]
+    assert [result.caption for result in results] == [tiny_caption(image) for image in images]
+
+
+def test_a_batch_within_the_limits_is_one_request(in_process: Transport) -> None:
+    transport = ScriptedTransport(in_process)
+    Client(transport).caption([b"x"] * 32)
+    assert [len(images) for _, images, _ in transport.calls] == [32]
+
+
+@pytest.mark.parametrize("code", ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"])
+def test_transient_failures_are_retried_with_full_jitter(
+    in_process: Transport, clock: Clock, fake_time: FakeTime, code: str
+) -> None:
+    transport = ScriptedTransport(in_process, [CallFailed(code, "later")] * 4)
+    retries = Retries(attempts=5, base_s=1.0, cap_s=3.0)
+    client = Client(transport, retries=retries, clock=clock)
+    assert client.caption([b"a"])[0].caption == tiny_caption(b"a")
+    # Half (the clock's chance) of 1, 2 and 4 seconds, the last two capped at 3.
+    assert fake_time.slept == [0.5, 1.0, 1.5, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("INVALID_ARGUMENT", InvalidRequest),
+        ("FAILED_PRECONDITION", InvalidRequest),
+        ("NOT_FOUND", ModelMismatch),
+        ("INTERNAL", ServerError),
+        ("UNIMPLEMENTED", ServerError),
+        ("UNKNOWN", ServerError),
+        ("CANCELLED", ServerError),
+    ],
+)
+def test_other_failures_are_not_retried(
+    in_process: Transport, clock: Clock, fake_time: FakeTime, code: str, error: type[Exception]
+) -> None:
+    transport = ScriptedTransport(in_process, [CallFailed(code, "no")])
+    with pytest.raises(error, match="no"):
+        Client(transport, clock=clock).caption([b"a"])
+    assert len(transport.calls) == 1
+    assert fake_time.slept == []
+
+
+def test_attempts_end(in_process: Transport, clock: Clock) -> None:
+    transport = ScriptedTransport(in_process, [CallFailed("UNAVAILABLE", "down")] * 9)
+    client = Client(transport, retries=Retries(attempts=3), clock=clock)
+    with pytest.raises(ServerUnavailable, match="UNAVAILABLE: down"):
+        client.caption([b"a"])
+    assert len(transport.calls) == 3
+
+
+def test_all_attempts_share_one_deadline(
+    in_process: Transport, clock: Clock, fake_time: FakeTime
+) -> None:
+    def take_four_seconds() -> None:
+        fake_time.now_s += 4
+
+    transport = ScriptedTransport(
+        in_process, [CallFailed("UNAVAILABLE", "down")] * 9, takes_s=take_four_seconds
+    )
+    retries = Retries(attempts=9, base_s=2.0)
+    with pytest.raises(ServerUnavailable):
+        Client(transport, timeout_s=10, retries=retries, clock=clock).caption([b"a"])
+    # 4 s, pause 1 s, 4 s; a pause of 2 s would end behind the deadline.
+    assert [timeout_s for _, _, timeout_s in transport.calls] == [10, 5]
+    assert fake_time.now_s == 9
+
+
+def test_each_request_of_a_long_list_has_its_own_deadline(
+    in_process: Transport, clock: Clock, fake_time: FakeTime
+) -> None:
+    def take_four_seconds() -> None:
+        fake_time.now_s += 4
+
+    transport = ScriptedTransport(in_process, takes_s=take_four_seconds)
+    limits = RequestLimits(images=1)
+    Client(transport, timeout_s=5, limits=limits, clock=clock).caption([b"a", b"b", b"c"])
+    assert [timeout_s for _, _, timeout_s in transport.calls] == [5, 5, 5]
+
+
+def short(tensor: np.ndarray) -> np.ndarray:
+    return tensor[:-1]
+
+
+def long(tensor: np.ndarray) -> np.ndarray:
+    return np.concatenate([tensor, tensor[:1]])
+
+
+@pytest.mark.parametrize("change", [short, long])
+@pytest.mark.parametrize("name", contract.OUTPUTS[contract.SERVING_DEFAULT])
+def test_an_answer_with_other_rows_is_refused(
+    in_process: Transport, name: str, change: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    """A short answer paired by position would give images the captions of others."""
+    transport = ScriptedTransport(
+        in_process, edit=lambda outputs: outputs | {name: change(outputs[name])}
+    )
+    with pytest.raises(ServerError, match=rf"answered {name} of shape .* to 3 images"):
+        Client(transport).caption([b"a", b"b", b"c"])
+
+
+def test_an_answer_without_an_output_or_of_another_rank_is_refused(in_process: Transport) -> None:
+    transport = ScriptedTransport(
+        in_process, edit=lambda outputs: {contract.CAPTION: outputs[contract.CAPTION]}
+    )
+    with pytest.raises(ServerError, match="no log_prob"):
+        Client(transport).caption([b"a"])
+    transport = ScriptedTransport(
+        in_process,
+        edit=lambda outputs: outputs | {contract.CAPTION: outputs[contract.CAPTION][:, None]},
+    )
+    with pytest.raises(ServerError, match=r"caption of shape \[1, 1\] to 1 images; expected \[1\]"):
+        Client(transport).caption([b"a"])
+
+
+def test_metadata_is_asked_for_once_by_many_threads(in_process: Transport) -> None:
+    transport = ScriptedTransport(in_process)
+    client = Client(transport)
+    start = threading.Barrier(8)
+
+    def ask(number: int) -> str:
+        start.wait(10)
+        return client.caption([str(number).encode() * 3])[0].caption
+
+    with ThreadPoolExecutor(8) as pool:
+        captions = list(pool.map(ask, range(8)))
+    assert captions == [tiny_caption(str(number).encode() * 3) for number in range(8)]
+    assert transport.metadata_calls == 1
+
+
+def test_a_model_that_is_not_ours_gets_no_image(in_process: Transport) -> None:
+    class OtherModel(ScriptedTransport):
+        def metadata(self, timeout_s: float) -> ModelMetadata:
+            ours = super().metadata(timeout_s)
+            signatures = dict(ours.signatures)
+            del signatures[contract.NBEST]
+            return ModelMetadata(ours.name, ours.version, signatures)
+
+    transport = OtherModel(in_process)
+    with pytest.raises(ModelMismatch, match=r"captioner version 3 .* signature nbest is missing"):
+        Client(transport).caption([b"a"])
+    assert transport.calls == []
+
+
+def test_a_client_closes_its_transport(in_process: Transport) -> None:
+    transport = ScriptedTransport(in_process)
+    with Client(transport) as client:
+        client.caption([b"a"])
+        assert not transport.closed
+    assert transport.closed
+
+
+def test_a_request_beyond_the_message_limit_is_not_retried(address: str) -> None:
+    remote = GrpcTransport(address, "captioner")
+    try:
+        with pytest.raises(CallFailed) as caught:
+            remote.predict(contract.SERVING_DEFAULT, [bytes(MAX_MESSAGE_BYTES)], 10)
+        assert caught.value.code == "INVALID_ARGUMENT"
+    finally:
+        remote.close()
+
+
+def test_connect_wants_exactly_one_place(model_dir: Path) -> None:
+    with pytest.raises(InvalidInput, match="neither of --model and --server given"):
+        connect(model=None, server=None)
+    with pytest.raises(InvalidInput, match="both of --model and --server given"):
+        connect(model=str(model_dir), server="localhost:8500")
+    with pytest.raises(InvalidInput, match="--server localhost: expected HOST:PORT"):
+        connect(model=None, server="localhost")
+
+
+def test_connect_refuses_a_directory_that_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="no such directory"):
+        connect(model=str(tmp_path / "nowhere"), server=None)
+    with pytest.raises(InvalidInput, match="no version in it"):
+        connect(model=str(tmp_path), server=None)
+    with pytest.raises(ModelMismatch, match="not a captionbeam model"):
+        connect(model=str(save_foreign_model(tmp_path / "foreign")), server=None)
+
+
+def test_connect_says_when_nobody_is_there() -> None:
+    # Bound and not listening: nobody else can take the port meanwhile.
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{reserved.getsockname()[1]}"
+        with pytest.raises(ServerUnavailable) as caught:
+            connect(model=None, server=place)
+    message = str(caught.value)
+    assert message.startswith(f"no server at {place} (UNAVAILABLE: ")
+    assert "`captionbeam serve --model MODELS/captioner`" in message
+    assert "\n" not in message
+
+
+def test_connect_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listener that accepts and never answers."""
+    monkeypatch.setattr(client_module, "CONNECT_TIMEOUT_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        place = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(ServerUnavailable, match=f"no server at {place}"):
+            connect(model=None, server=place)
+
+
+def test_connect_names_an_unknown_model(address: str) -> None:
+    with pytest.raises(ModelMismatch, match=r"Latest\(other\); .*--model_name"):
+        connect(model=None, server=address, model_name="other")
+
+
+def test_settings_out_of_range_are_refused(in_process: Transport) -> None:
+    with pytest.raises(InvalidInput, match="more than 0"):
+        Client(in_process, timeout_s=0)
+    with pytest.raises(InvalidInput, match="attempts ≥ 1"):
+        Retries(attempts=0)
+    with pytest.raises(InvalidInput, match="1 or more"):
+        RequestLimits(images=0)
