@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from model.captioner import Captioner
 from model.config import CONFIG_FILE, Config
+from model.encoder import Encoder, EncoderSettings
 from model.errors import InvalidInput, RecordsMismatch
 from model.records import MANIFEST_FILE, VOCABULARY_FILE, Manifest
 from model.vocabulary import Vocabulary
@@ -160,6 +161,29 @@ def load_trained(model_dir: Path) -> Trained:
     status = tf.train.Checkpoint(captioner=captioner).restore(best)
     status.assert_existing_objects_matched().expect_partial()
     return Trained(captioner, vocabulary, config, manifest, int(saved["step"]))
+
+
+def load_encoder(manifest: Manifest, weights: str | None = None) -> Encoder:
+    """Load the encoder that made a manifest's grids.
+
+    Args:
+      manifest: of the records or the model.
+      weights: instead of the manifest's own, where a weights file was moved.
+
+    Raises:
+      RecordsMismatch: these weights are not the ones that made the grids.
+    """
+    settings = EncoderSettings(
+        weights or manifest.encoder["weights"], manifest.image_size, manifest.grid_size
+    )
+    encoder = Encoder(settings)
+    expected = manifest.encoder["digest"]
+    if encoder.digest != expected:
+        raise RecordsMismatch(
+            f"encoder weights {settings.weights}: digest {encoder.digest[:8]}, the records were "
+            f"made with {expected[:8]}; pass the same weights as --encoder_weights"
+        )
+    return encoder
 
 
 def load_vocabulary(directory: Path, manifest: Manifest | None = None) -> Vocabulary:

@@ -1,13 +1,12 @@
 """Pictures for people: attention over the photograph, and the curves of a training run.
 
-Drawn through Figure objects alone, so that threads and notebooks keep their own state.
+Drawn through Figure objects alone: pyplot's state belongs to the caller.
 """
 
 import math
 import textwrap
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,17 @@ from model.errors import InvalidInput
 from model.vocabulary import detokenise
 
 COLUMNS = 5
-_PANEL_PIXELS = 420
+PANEL_PIXELS = 400
+# A panorama or a tower still leaves room for its word.
+_MIN_PANEL_WIDTH = 180
+
+# Pixels, at the resolution that the fonts below are chosen for.
 _DPI = 150
-_PANEL_INCHES = _PANEL_PIXELS / _DPI
-_TITLE_INCHES, _CAPTION_LINE_INCHES = 0.42, 0.26
+_MARGIN, _GAP, _WORD_HEIGHT, _CAPTION_LINE_HEIGHT, _BOLD_LETTER_WIDTH = 24, 14, 44, 40, 17
+
 _HEAT = colormaps["inferno"]
-# How far the photograph is darkened where a word does not look, and how much of it shows
-# through where it looks most.
-_DIMMED, _THROUGH = 0.35, 0.35
+# Brightness of the photograph where a word does not look; share of it where it looks most.
+_DIMMED, _SHINES_THROUGH = 0.45, 0.4
 # A map is drawn on the scale of its own peak, but of no less than this many times the mean:
 # attention that is the same everywhere must look so.
 _MIN_CONTRAST = 4.0
@@ -41,8 +43,8 @@ def draw_attention(
     """Draw a photograph and, word by word, where the model looked.
 
     The encoder sees the whole photograph squashed to a square, so the grid is stretched over
-    all of it. Each panel is titled with its word and the share of attention in the cell that
-    has most. Panels are equal in size, `COLUMNS` in a row, the photograph first.
+    all of it. The photograph comes first, then a panel for each word, `COLUMNS` in a row;
+    beside the word stands the share of attention in the cell that has most.
 
     Args:
       image: uint8 [H, W, 3], upright RGB.
@@ -55,41 +57,163 @@ def draw_attention(
         or not numbers.
       OSError: the file cannot be written.
     """
-    maps = _checked_maps(image, words, attention)
+    maps = _maps(image, words, attention)
     photo = _fitted(image)
     panels = [photo, *(_overlaid(photo, weights) for weights in maps)]
-    titles = ["", *(f"{_short(word)}  {m.max():.0%}" for word, m in zip(words, maps, strict=True))]
-    columns = min(COLUMNS, len(panels))
-    rows = math.ceil(len(panels) / columns)
+    titles = ["", *(_title(word, weights) for word, weights in zip(words, maps, strict=True))]
+
     height, width = photo.shape[:2]
-    row_inches = _PANEL_INCHES * height / _PANEL_PIXELS + _TITLE_INCHES
-    column_inches = max(_PANEL_INCHES * width / _PANEL_PIXELS, 1.2)
-    caption = textwrap.wrap(detokenise(words), max(24, int(columns * column_inches * 9)))
-    top_inches = 0.3 + _CAPTION_LINE_INCHES * len(caption)
-    figure = Figure(
-        figsize=(columns * column_inches, rows * row_inches + top_inches),
-        dpi=_DPI,
-    )
+    cell_width = max(width, _MIN_PANEL_WIDTH) + _GAP
+    cell_height = height + _WORD_HEIGHT + _GAP
+    columns = min(COLUMNS, len(panels))
+    figure_width = max(columns * cell_width - _GAP, 2 * PANEL_PIXELS) + 2 * _MARGIN
+    caption = textwrap.wrap(detokenise(words), figure_width // _BOLD_LETTER_WIDTH)
+    top = _MARGIN + _CAPTION_LINE_HEIGHT * len(caption)
+    figure_height = top + math.ceil(len(panels) / columns) * cell_height + _WORD_HEIGHT
+
+    figure = _Sheet(figure_width, figure_height)
     for index, (panel, title) in enumerate(zip(panels, titles, strict=True)):
-        axes = figure.add_subplot(rows, columns, index + 1)
-        axes.imshow(panel)
-        axes.set_axis_off()
-        axes.set_title(title, fontsize=11, pad=4, parse_math=False)
-    total = rows * row_inches + top_inches
-    figure.subplots_adjust(
-        left=0.01,
-        right=0.99,
-        bottom=0.01,
-        top=1 - (top_inches + _TITLE_INCHES - 0.1) / total,
-        wspace=0.03,
-        hspace=_TITLE_INCHES / (row_inches - _TITLE_INCHES),
-    )
-    figure.suptitle(
-        "\n".join(caption),
-        y=1 - 0.1 / total,
-        va="top",
-        fontsize=13,
-        fontweight="bold",
-        parse_math=False,
-    )
+        row, column = divmod(index, columns)
+        left = _MARGIN + column * cell_width + (cell_width - _GAP - width) / 2
+        figure.panel(panel, left, top + row * cell_height + _WORD_HEIGHT, title)
+    figure.write("\n".join(caption), _MARGIN, fontsize=12, fontweight="bold")
+    if len(maps):
+        side = maps.shape[1]
+        note = f"%: share of a word's attention in its strongest cell of {side}×{side}"
+        figure.write(note, figure_height - _WORD_HEIGHT, fontsize=8, color="gray")
+    _save(figure.figure, path)
+
+
+def draw_history(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Draw training loss and validation CIDEr-D over steps, the best validation marked.
+
+    Args:
+      rows: of history.jsonl: `step`, and any of `loss` and `val_cider`. Of rows with one step
+        the last counts.
+      path: file to write; its suffix (png, jpg, pdf, svg) says the format.
+
+    Raises:
+      InvalidInput: no row has a step with a loss or a score.
+      OSError: the file cannot be written.
+    """
+    curves = {
+        label: points
+        for name, label in (("loss", "training loss"), ("val_cider", "validation CIDEr-D"))
+        if (points := _points(rows, name))
+    }
+    if not curves:
+        raise InvalidInput("history has no losses or scores, expected rows of history.jsonl")
+    figure = Figure(figsize=(8, 1 + 2.6 * len(curves)), dpi=_DPI, layout="constrained")
+    all_axes = figure.subplots(len(curves), sharex=True, squeeze=False)[:, 0]
+    for axes, (label, points) in zip(all_axes, curves.items(), strict=True):
+        _draw_curve(axes, label, points)
+    if "validation CIDEr-D" in curves:
+        _mark_best(all_axes[-1], curves["validation CIDEr-D"])
+    all_axes[-1].set_xlabel("step")
+    all_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     _save(figure, path)
+
+
+class _Sheet:
+    """A figure addressed in pixels from its top left corner.
+
+    Args:
+      width: of the whole, in pixels.
+      height: of the whole, in pixels.
+    """
+
+    def __init__(self, width: float, height: float) -> None:
+        self.figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
+        self._width, self._height = width, height
+
+    def panel(self, pixels: np.ndarray, left: float, top: float, title: str) -> None:
+        """Place uint8 [h, w, 3], pixel for pixel, its title above it."""
+        height, width = pixels.shape[:2]
+        bottom = 1 - (top + height) / self._height
+        box = (left / self._width, bottom, width / self._width, height / self._height)
+        axes = self.figure.add_axes(box)
+        axes.imshow(pixels, aspect="auto")
+        axes.set_axis_off()
+        # With parse_math a caption's "$" would start a formula.
+        axes.set_title(title, fontsize=10, pad=5, parse_math=False)
+
+    def write(self, text: str, top: float, **style: Any) -> None:
+        """Write lines at the left margin."""
+        place = (_MARGIN / self._width, 1 - top / self._height)
+        self.figure.text(*place, text, va="top", parse_math=False, **style)
+
+
+def _maps(image: np.ndarray, words: Sequence[str], attention: np.ndarray) -> np.ndarray:
+    """Check what belongs together; attention as float32 [T, g, g]."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise InvalidInput(f"image {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3]")
+    attention = np.asarray(attention, np.float32)
+    if attention.ndim != 2 or len(attention) != len(words):
+        raise InvalidInput(
+            f"attention {list(attention.shape)} for {len(words)} words, expected a row for each"
+        )
+    side = math.isqrt(attention.shape[1])
+    if side == 0 or side * side != attention.shape[1]:
+        raise InvalidInput(
+            f"attention over {attention.shape[1]} cells, expected a square grid such as 49"
+        )
+    if not np.isfinite(attention).all() or (attention < 0).any():
+        raise InvalidInput("attention has weights below 0 or not finite, expected shares of 1")
+    return attention.reshape(-1, side, side)
+
+
+def _fitted(image: np.ndarray) -> np.ndarray:
+    """The photograph with its longer side at PANEL_PIXELS, so that every panel is sharp."""
+    height, width = image.shape[:2]
+    scale = PANEL_PIXELS / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+
+
+def _overlaid(photo: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Blend a map of weights [g, g], in colours of heat, over a dimmed grey photograph."""
+    height, width = photo.shape[:2]
+    scale = max(float(weights.max()), _MIN_CONTRAST / weights.size)
+    heat = Image.fromarray(weights / scale).resize((width, height), Image.Resampling.BICUBIC)
+    strength = np.clip(np.asarray(heat), 0, 1)[..., np.newaxis]
+    grey = photo.mean(axis=2, keepdims=True) / 255
+    glow = _HEAT(strength[..., 0])[..., :3] * (1 - _SHINES_THROUGH * (1 - grey))
+    blended = grey * _DIMMED * (1 - strength) + glow * strength
+    return (np.clip(blended, 0, 1) * 255).astype(np.uint8)
+
+
+def _title(word: str, weights: np.ndarray) -> str:
+    short = word if len(word) <= 18 else f"{word[:17]}…"
+    return f"{short}  {weights.max():.0%}"
+
+
+def _points(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
+    """(step, value) of rows that have it, by step."""
+    values = {
+        row["step"]: row[name]
+        for row in rows
+        if "step" in row and row.get(name) is not None and math.isfinite(row[name])
+    }
+    return sorted(values.items())
+
+
+def _draw_curve(axes: Axes, label: str, points: Sequence[tuple[int, float]]) -> None:
+    steps, values = zip(*points, strict=True)
+    # Single validations are to be seen, thousands of them are a line.
+    axes.plot(steps, values, color="tab:blue", marker="o" if len(points) <= 60 else "", ms=3.5)
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _mark_best(axes: Axes, points: Sequence[tuple[int, float]]) -> None:
+    step, value = max(points, key=lambda point: point[1])
+    axes.plot([step], [value], color="tab:red", marker="o", ms=7, linestyle="")
+    axes.set_title(f"best {value:.3f} at step {step:,}", loc="right", fontsize=10, color="tab:red")
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    with warnings.catch_warnings():
+        # A word in a script that the font lacks is drawn as boxes; that is no one's mistake.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        figure.savefig(path)

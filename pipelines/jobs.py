@@ -101,9 +101,16 @@ class Job:
         return self.path(WORK_DIR, "done", f"{name}.json")
 
     def result(self, spec: ShardSpec) -> ShardResult | None:
-        """The result of a finished shard, or None."""
+        """The result of a finished shard, or None: not made, or its files are not whole."""
         fields = storage.read_json(self.done_path(spec.name))
-        return None if fields is None else ShardResult.from_json(fields)
+        if fields is None:
+            return None
+        result = ShardResult.from_json(fields)
+        whole = result.digest == spec.digest and all(
+            storage.size(self.path(file.file)) == file.bytes
+            for file in (result.output, result.failures)
+        )
+        return result if whole else None
 
 
 def plan_job(job: Job, shards: Mapping[str, Sequence[Item]], settings: Mapping[str, Any]) -> Job:
@@ -118,7 +125,7 @@ def plan_job(job: Job, shards: Mapping[str, Sequence[Item]], settings: Mapping[s
       The job with its specs.
 
     Raises:
-      InvalidInput: the output directory holds another job.
+      InvalidInput: the output directory holds another job or cannot be written.
     """
     encoded = {
         name: b"".join(storage.json_line(item) for item in items) for name, items in shards.items()
@@ -137,12 +144,18 @@ def plan_job(job: Job, shards: Mapping[str, Sequence[Item]], settings: Mapping[s
         "shards": {spec.name: spec.digest for spec in specs},
     }
     job_path = job.path(WORK_DIR, "job.json")
-    found = storage.read_json(job_path)
-    if found is None:
-        for spec in specs:
-            storage.write_bytes(spec.path, encoded[spec.name])
-        storage.write_json(job_path, wanted)
-    elif found != wanted:
+    try:
+        found = storage.read_json(job_path)
+        if found is None:
+            for spec in specs:
+                storage.write_bytes(spec.path, encoded[spec.name])
+            storage.write_json(job_path, wanted)
+    except (OSError, ValueError) as error:
+        raise InvalidInput(
+            f"{job.output}: cannot be used ({error}), expected a directory that can be written or "
+            "the one of a run to resume; take another --output"
+        ) from error
+    if found not in (None, wanted):
         raise InvalidInput(
             f"{job.output} holds another job: {_first_difference(found, wanted)}; "
             "take another --output, or the flags of the first run to resume it"

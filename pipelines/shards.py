@@ -7,8 +7,10 @@ stopped and an engine's retries do no harm. One leaf, no tagged outputs, no sink
 runners lose those silently.
 """
 
+import base64
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,10 +24,11 @@ from apache_beam.transforms.combiners import ToListCombineFn
 from model.errors import CaptionbeamError, CheckFailed, InvalidInput
 from model.progress import Progress
 from pipelines import storage
-from pipelines.jobs import Item, Job, ShardResult, ShardSpec
+from pipelines.jobs import WORK_DIR, Item, Job, ShardResult, ShardSpec
 from pipelines.sink import Sink
 
-# Carries one of our errors through Beam, which keeps only an exception's text.
+# Carries one of our errors through Beam, which keeps only an exception's text, and may quote it;
+# Base64 has nothing to quote.
 _ERROR_MARK = "captionbeam-error: "
 # Beam's bare default tries to download another runner first.
 _BEAM_DEFAULTS = ("--runner=FnApiRunner",)
@@ -55,11 +58,8 @@ class ProcessShard(beam.DoFn):
         """Make one shard, or find it made."""
         result = self._job.result(spec)
         if result is None:
-            try:
+            with carried_errors():
                 result = self._make(spec)
-            except CaptionbeamError as error:
-                text = json.dumps({"exit_code": error.exit_code, "message": str(error)})
-                raise RuntimeError(f"{_ERROR_MARK}{text}") from error
         yield result
 
     def _make(self, spec: ShardSpec) -> ShardResult:
@@ -84,7 +84,8 @@ class Publish(beam.DoFn):
 
     def process(self, results: list[ShardResult]) -> Iterator[int]:
         """Publish; yields the number of shards."""
-        self._publish(sorted(results, key=lambda result: result.name))
+        with carried_errors():
+            self._publish(sorted(results, key=lambda result: result.name))
         yield len(results)
 
 
@@ -99,8 +100,7 @@ def run_job(
     Raises:
       CaptionbeamError: as `work` raised it in whatever process it ran.
     """
-    for pattern in (job.output_file, job.failures_file):
-        storage.delete_matching(job.path(pattern.format(name="*") + storage.TEMPORARY_MARK + "*"))
+    _delete_temporary_files(job)
     # Beam logs a failing worker's traceback several times over; the exception carries it once.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     with run_pipeline(beam_args) as pipeline:
@@ -112,6 +112,26 @@ def run_job(
             | "Collect" >> beam.CombineGlobally(ToListCombineFn())
             | "Publish" >> beam.ParDo(Publish(publish))
         )
+    # In the runner's process, this ends the live line.
+    _progress(job.stage, job.output, sum(spec.items for spec in job.specs)).close()
+    _progress.cache_clear()
+
+
+def _delete_temporary_files(job: Job) -> None:
+    """Remove what a killed run left half written."""
+    files = (job.output_file.format(name="*"), job.failures_file.format(name="*"))
+    for file in (*files, "*", f"{WORK_DIR}/*", f"{WORK_DIR}/*/*"):
+        storage.delete_matching(job.path(f"{file}{storage.TEMPORARY_MARK}*"))
+
+
+@contextmanager
+def carried_errors() -> Iterator[None]:
+    """Inside a DoFn: give our own errors the form in which `run_pipeline` finds them again."""
+    try:
+        yield
+    except CaptionbeamError as error:
+        text = json.dumps({"exit_code": error.exit_code, "message": str(error)})
+        raise RuntimeError(_ERROR_MARK + base64.b64encode(text.encode()).decode()) from error
 
 
 @contextmanager
@@ -123,10 +143,10 @@ def run_pipeline(beam_args: Sequence[str]) -> Iterator[beam.Pipeline]:
             yield pipeline
     # A runner raises RuntimeError, BeamAssertException, grpc errors …: what it carries counts.
     except Exception as error:
-        _, mark, text = str(error).partition(_ERROR_MARK)
-        if not mark:
+        carried = re.search(_ERROR_MARK + r"([\w+/=]+)", str(error))
+        if carried is None:
             raise
-        fields, _ = json.JSONDecoder().raw_decode(text)
+        fields = json.loads(base64.b64decode(carried[1]))
         kind = CheckFailed if fields["exit_code"] == CheckFailed.exit_code else InvalidInput
         raise kind(fields["message"]) from error
 

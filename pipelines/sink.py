@@ -36,9 +36,10 @@ class Sink:
         self._written += 1
         self._progress.advance()
 
-    def fail(self, item: Item, failure: ItemFailure) -> None:
-        """Account for an item that has no row."""
+    def fail(self, item: Item, failure: ItemFailure, **counts: int) -> None:
+        """Account for an item that has no row; `counts` go to the result."""
         self._failed[failure.reason] += 1
+        self._counts.update(counts)
         self._write_failure(item, failure)
         self._progress.advance()
 

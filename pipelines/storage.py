@@ -9,6 +9,8 @@ from typing import Any
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
+from model.errors import InvalidInput
+
 # Names an unfinished file; unique to the writer, so two never share one.
 TEMPORARY_MARK = ".tmp-"
 _RAW = {"compression_type": CompressionTypes.UNCOMPRESSED}
@@ -30,10 +32,38 @@ def rename(source: str, destination: str) -> None:
     FileSystems.rename([source], [destination])
 
 
-def read_bytes(path: str) -> bytes:
-    """Read a whole file; raises OSError (Beam's own error is one)."""
+def check_filesystem(path: str, name: str) -> None:
+    """Raise InvalidInput, naming the argument, when no filesystem serves this path."""
+    try:
+        FileSystems.get_filesystem(path)
+    except ValueError as error:
+        raise InvalidInput(
+            f"{name} {path}: no filesystem for this scheme; for gs:// install captionbeam[gcp], "
+            "for s3:// captionbeam[aws]"
+        ) from error
+
+
+def absolute_path(path: str) -> str:
+    """A local path made absolute, for workers with another current directory."""
+    return path if "://" in path else os.path.abspath(path)  # noqa: PTH100
+
+
+def exists(path: str) -> bool:
+    """Whether a file or directory is there."""
+    return bool(FileSystems.exists(path))
+
+
+def size(path: str) -> int | None:
+    """Size of a file in bytes, or None when it is not there."""
+    if not FileSystems.exists(path):
+        return None
+    return int(FileSystems.get_filesystem(path).size(path))
+
+
+def read_bytes(path: str, max_bytes: int = -1) -> bytes:
+    """Read a whole file, or its first `max_bytes`; raises OSError (Beam's own error is one)."""
     with FileSystems.open(path, **_RAW) as file:
-        return file.read()
+        return file.read() if max_bytes < 0 else file.read(max_bytes)
 
 
 def read_json(path: str) -> Any:
@@ -63,7 +93,11 @@ def write_json_lines(path: str, rows: Iterable[Any]) -> None:
 
 def json_line(row: Any) -> bytes:
     """One row of a JSON-lines file; the same row always has the same bytes."""
-    return (json.dumps(row, ensure_ascii=False) + "\n").encode()
+    try:
+        return (json.dumps(row, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:
+        # Half a surrogate pair, which JSON may hold and UTF-8 may not.
+        return (json.dumps(row) + "\n").encode()
 
 
 def read_json_lines(path: str) -> list[Any]:

@@ -49,7 +49,6 @@ HEAVY = {
 # A fact → the only file that states it, once.
 HOMES: dict[str | float, str] = {
     224: "model/encoder.py",
-    2048: "model/encoder.py",
     103.939: "model/preprocessing.py",
     "<pad>": "model/vocabulary.py",
     "<start>": "model/vocabulary.py",

@@ -127,13 +127,12 @@ def test_explain_draws_each_image_under_its_own_name(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    figures = pytest.importorskip("model.figures")
     drawn: list[tuple[np.ndarray, list[str], np.ndarray, Path]] = []
 
     def record(image: np.ndarray, words: Sequence[str], attention: np.ndarray, path: Path) -> None:
         drawn.append((image, list(words), attention, path))
 
-    monkeypatch.setattr(figures, "draw_attention", record)
+    monkeypatch.setattr("model.figures.draw_attention", record)
     images = [
         write_image(tmp_path / "a" / "x.png", (255, 0, 0)),
         write_image(tmp_path / "b" / "x.png", (0, 255, 0)),
@@ -187,9 +186,8 @@ class FakeFetcher:
 
 @pytest.fixture
 def fetchers(monkeypatch: pytest.MonkeyPatch) -> list[FakeFetcher]:
-    fetch = pytest.importorskip("pipelines.fetch")
     FakeFetcher.made = []
-    monkeypatch.setattr(fetch, "Fetcher", FakeFetcher)
+    monkeypatch.setattr("pipelines.fetch.Fetcher", FakeFetcher)
     return FakeFetcher.made
 
 
@@ -217,7 +215,6 @@ def test_files_need_no_fetcher(
 def test_a_private_address_is_refused_unless_named(
     model_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("pipelines.fetch")
     assert captionbeam.main(["caption", "http://127.0.0.1:9/x.png", f"--model={model_dir}"]) == 1
     assert "failed (refused_address: " in capsys.readouterr().err
 

@@ -1,0 +1,45 @@
+"""Publish the best checkpoint as MODELS/NAME/VERSION, a SavedModel for TensorFlow Serving.
+
+Image bytes in, captions out: decoding, ResNet50, beam search and detokenising all run
+inside the graph. The directory is published, by one rename, only after its reloaded
+captions equalled those in memory. Beside NAME lie models.config, batching_parameters.txt
+and monitoring.config for the server.
+
+  captionbeam export --model_dir MODEL --output MODELS/captioner
+"""
+
+import argparse
+from pathlib import Path
+
+from model.errors import InvalidInput
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `captionbeam export`."""
+    parser.add_argument("--model_dir", type=Path, required=True, help="made by train")
+    parser.add_argument("--output", type=Path, required=True, help="MODELS/NAME")
+    parser.add_argument(
+        "--encoder_weights", help="where the encoder's weights file lies now, if it was moved"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export; returns the exit code."""
+    if args.output.name.isdecimal():
+        raise InvalidInput(
+            f"--output {args.output}: a number would be taken for a version, expected MODELS/NAME"
+        )
+
+    from export.module import CaptionModule
+    from export.saved_model import publish
+    from export.verify import verify
+    from model.checkpoints import load_encoder, load_trained
+
+    trained = load_trained(args.model_dir)
+    encoder = load_encoder(trained.manifest, args.encoder_weights)
+    module = CaptionModule(trained, encoder)
+    version_dir = publish(
+        module, args.model_dir, args.output, lambda path: verify(path, trained, encoder)
+    )
+    print(f"verified and published {version_dir} (step {trained.step})")
+    return 0

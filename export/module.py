@@ -1,0 +1,108 @@
+"""The exported module: image bytes in, captions out, everything inside the graph."""
+
+import tensorflow as tf
+
+from model.checkpoints import Trained
+from model.decoding import search_captions
+from model.encoder import Encoder
+from model.preprocessing import CHANNELS, prepare
+from model.search import Hypotheses
+from model.vocabulary import CLITIC_PATTERN, CLITIC_REPLACEMENT
+from serving import contract
+
+Outputs = dict[str, tf.Tensor]
+
+
+class CaptionModule(tf.Module):
+    """Decodes, encodes, searches and detokenises; one method a signature.
+
+    Args:
+      trained: captioner, vocabulary and search settings.
+      encoder: the one its records were made with.
+    """
+
+    def __init__(self, trained: Trained, encoder: Encoder) -> None:
+        super().__init__(name="captioner")
+        # Functions capture these; listed, they are saved. The Keras models themselves are
+        # kept out of the SavedModel, which needs none of Keras' own bookkeeping.
+        models = (trained.captioner, encoder.network)
+        self.weights = [variable.value for network in models for variable in network.weights]
+        # The padding's word is no word.
+        words = [
+            "" if index == trained.vocabulary.pad_id else word
+            for index, word in enumerate(trained.vocabulary.words)
+        ]
+        self._words = tf.constant(words)
+        image_size = encoder.settings.image_size
+
+        def look(image_bytes: tf.Tensor) -> tf.Tensor:
+            pixels = tf.TensorSpec([image_size, image_size, CHANNELS], tf.float32)
+            images = tf.map_fn(
+                lambda encoded: prepare(encoded, image_size),
+                image_bytes,
+                fn_output_signature=pixels,
+            )
+            # Records store float16, so the decoder has only ever seen rounded grids.
+            return tf.cast(encoder.encode(images), tf.float16)
+
+        def search(image_bytes: tf.Tensor) -> Hypotheses:
+            return search_captions(
+                trained.captioner, trained.vocabulary, trained.config.search, look(image_bytes)
+            )
+
+        self._search = search
+
+    def signatures(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
+        """Trace every signature of serving/contract."""
+        spec = tf.TensorSpec([None], tf.string, name=contract.IMAGE_BYTES)
+        methods = {
+            contract.SERVING_DEFAULT: self.caption,
+            contract.EXPLAIN: self.explain,
+            contract.NBEST: self.nbest,
+        }
+        return {
+            name: tf.function(method).get_concrete_function(spec)
+            for name, method in methods.items()
+        }
+
+    def caption(self, image_bytes: tf.Tensor) -> Outputs:
+        """The best caption of each image.
+
+        Args:
+          image_bytes: encoded images, string [N].
+
+        Returns:
+          The outputs of `serving_default`.
+        """
+        return self._best(self._search(image_bytes))
+
+    def explain(self, image_bytes: tf.Tensor) -> Outputs:
+        """The best caption with its words and where each looked; outputs of `explain`."""
+        found = self._search(image_bytes)
+        return {
+            **self._best(found),
+            contract.WORDS: tf.gather(self._words, found.tokens[:, 0]),
+            contract.ATTENTION: found.attention[:, 0],
+        }
+
+    def nbest(self, image_bytes: tf.Tensor) -> Outputs:
+        """Every hypothesis of the beam, best first; outputs of `nbest`."""
+        found = self._search(image_bytes)
+        return {
+            contract.CAPTIONS: self._text(found.tokens),
+            contract.LOG_PROBS: found.log_prob,
+        }
+
+    def _best(self, found: Hypotheses) -> Outputs:
+        return {
+            contract.CAPTION: self._text(found.tokens[:, 0]),
+            contract.LOG_PROB: found.log_prob[:, 0],
+            contract.TOKEN_IDS: found.tokens[:, 0],
+            contract.LENGTH: found.length[:, 0],
+        }
+
+    def _text(self, tokens: tf.Tensor) -> tf.Tensor:
+        """Detokenise as model/vocabulary does: int32 [..., T] → string [...]."""
+        joined = tf.strings.reduce_join(tf.gather(self._words, tokens), axis=-1, separator=" ")
+        stripped = tf.strings.strip(joined)
+        return tf.strings.regex_replace(stripped, CLITIC_PATTERN, CLITIC_REPLACEMENT)

@@ -1,0 +1,114 @@
+"""What an exported directory must pass before it is published; each failure is named."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+
+from export.saved_model import WARMUP_FILE, sample_image
+from model.checkpoints import Trained
+from model.decoding import search_captions
+from model.encoder import Encoder
+from model.errors import CheckFailed
+from model.preprocessing import prepare
+from model.records import MANIFEST_FILE, VOCABULARY_FILE
+from serving import contract
+
+# Ops that need Python, or run outside the graph's process.
+_FORBIDDEN = ("PyFunc", "EagerPyFunc", "PyFuncStateless")
+# Seeded pictures of several sizes and both canonical formats.
+_SAMPLE_SIZES = ((64, 64), (480, 640), (200, 133), (33, 257))
+_LOG_PROB_TOLERANCE = 1e-3
+
+
+def verify(path: Path, trained: Trained, encoder: Encoder) -> None:
+    """Check an unpublished version.
+
+    Args:
+      path: the SavedModel.
+      trained: what it was made from.
+      encoder: likewise.
+
+    Raises:
+      CheckFailed: naming the check.
+    """
+    _check_ops(path)
+    for asset in (VOCABULARY_FILE, MANIFEST_FILE):
+        if not (path / "assets" / asset).is_file():
+            raise CheckFailed(f"export: asset {asset} is missing")
+    if not (path / WARMUP_FILE).is_file():
+        raise CheckFailed(f"export: {WARMUP_FILE} is missing")
+    loaded = tf.saved_model.load(str(path))
+    signatures = dict(loaded.signatures)
+    _check_signatures(signatures)
+    images = [sample_image(), *sample_images()]
+    _check_captions(signatures[contract.SERVING_DEFAULT], images, trained, encoder)
+
+
+def sample_images() -> list[bytes]:
+    """Seeded pictures, JPEG and PNG in turn: smooth colours with some noise."""
+    generator = np.random.default_rng(0)
+    pictures = []
+    for index, (height, width) in enumerate(_SAMPLE_SIZES):
+        coarse = generator.uniform(0, 255, (1, 4, 4, 3)).astype(np.float32)
+        smooth = tf.image.resize(coarse, [height, width])[0]
+        noisy = smooth + generator.normal(0, 10, (height, width, 3))
+        pixels = tf.cast(tf.clip_by_value(noisy, 0, 255), tf.uint8)
+        encode = tf.io.encode_png if index % 2 else tf.io.encode_jpeg
+        pictures.append(bytes(encode(pixels).numpy()))
+    return pictures
+
+
+def _check_ops(path: Path) -> None:
+    graph = saved_model_pb2.SavedModel()
+    graph.ParseFromString((path / "saved_model.pb").read_bytes())
+    for meta in graph.meta_graphs:
+        library = meta.graph_def.library
+        nodes = [*meta.graph_def.node, *(n for f in library.function for n in f.node_def)]
+        found = sorted({node.op for node in nodes if node.op in _FORBIDDEN})
+        if found:
+            raise CheckFailed(f"export: ops that need Python: {', '.join(found)}")
+
+
+def _check_signatures(signatures: dict[str, tf.types.experimental.ConcreteFunction]) -> None:
+    for name, outputs in contract.OUTPUTS.items():
+        if name not in signatures:
+            raise CheckFailed(f"export: signature {name} is missing")
+        declared = signatures[name].structured_outputs
+        for output, wanted in outputs.items():
+            found = declared.get(output)
+            if found is None:
+                raise CheckFailed(f"export: {name} has no output {output}")
+            if found.dtype.name != wanted.dtype or found.shape.rank != len(wanted.dims):
+                raise CheckFailed(
+                    f"export: {name}.{output} is {found.dtype.name} {found.shape}, expected "
+                    f"{wanted.dtype} [{', '.join(wanted.dims)}]"
+                )
+
+
+def _check_captions(
+    serve: tf.types.experimental.ConcreteFunction,
+    images: Sequence[bytes],
+    trained: Trained,
+    encoder: Encoder,
+) -> None:
+    """The reloaded graph says what the pieces say that trained and evaluated the model."""
+    pixels = tf.stack([prepare(image, encoder.settings.image_size) for image in images])
+    grid = tf.cast(encoder(pixels), tf.float16)
+    expected = search_captions(trained.captioner, trained.vocabulary, trained.config.search, grid)
+    answer = serve(**{contract.IMAGE_BYTES: tf.constant(images)})
+    for row, text in enumerate(answer[contract.CAPTION].numpy()):
+        wanted = trained.vocabulary.decode(expected.tokens[row, 0].numpy())
+        if text.decode() != wanted:
+            raise CheckFailed(
+                f"export: sample {row} is captioned {text.decode()!r} after reloading, "
+                f"{wanted!r} in memory"
+            )
+    difference = np.abs(answer[contract.LOG_PROB].numpy() - expected.log_prob[:, 0].numpy())
+    if not difference.max() <= _LOG_PROB_TOLERANCE:
+        raise CheckFailed(
+            f"export: log_prob differs by {difference.max():.2g} after reloading, expected at "
+            f"most {_LOG_PROB_TOLERANCE}"
+        )
