@@ -5,12 +5,17 @@ cells with 2,048 features each; a smaller grid is its adaptive average pooling.
 """
 
 import hashlib
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from model.errors import InvalidInput
 from model.preprocessing import CHANNELS
@@ -20,6 +25,8 @@ FEATURES = 2048
 STRIDE = 32
 IMAGENET = "imagenet"
 RANDOM_PREFIX = "random:"
+
+_DOWNLOAD_TIMEOUT_S = 30.0
 
 # Untrained batch normalisation passes everything through, so that random activations grow with
 # every residual block (to 2.9e5, beyond float16) and all images look alike. The stem brings
@@ -75,15 +82,22 @@ class Encoder:
         self.network.trainable = False
         self.digest = _digest(self.network)
         self.grid_shape = (settings.grid_size**2, FEATURES)
-        size = settings.image_size
-        self._forward = tf.function(
-            self.encode,
-            input_signature=[tf.TensorSpec([None, size, size, CHANNELS], tf.float32)],
-        )
 
     def __call__(self, images: np.ndarray | tf.Tensor) -> tf.Tensor:
         """Encode a batch through the compiled graph; arguments as `encode`."""
-        return self._forward(images)
+        return self._forward(tf.convert_to_tensor(images, tf.float32))[0]
+
+    @cached_property
+    def _forward(self) -> Callable[[tf.Tensor], list[tf.Tensor]]:
+        """`encode` with its weights as constants, made when it is first called.
+
+        TensorFlow folds batch normalisation into constant kernels: 0.84 of the CPU time of the
+        graph with variables, grids equal to 1e-6 of their mean.
+        """
+        size = self.settings.image_size
+        signature = tf.TensorSpec([None, size, size, CHANNELS], tf.float32)
+        graph = tf.function(self.encode, input_signature=[signature])
+        return convert_variables_to_constants_v2(graph.get_concrete_function())
 
     def encode(self, images: tf.Tensor) -> tf.Tensor:
         """Encode a batch.
@@ -119,7 +133,8 @@ def _build(settings: EncoderSettings) -> keras.Model:
         return model
     if settings.weights == IMAGENET:
         try:
-            return network(IMAGENET)
+            with _socket_timeout(_DOWNLOAD_TIMEOUT_S):
+                return network(IMAGENET)
         # Keras wraps whatever its download meets in a bare Exception.
         except Exception as error:
             raise InvalidInput(
@@ -139,6 +154,17 @@ def _build(settings: EncoderSettings) -> keras.Model:
             f"{settings.weights}: not the weights of ResNet50 without top ({error})"
         ) from error
     return model
+
+
+@contextmanager
+def _socket_timeout(timeout_s: float) -> Iterator[None]:
+    """Bound each wait of a download that takes no timeout of its own."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(timeout_s)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _randomise(network: keras.Model, seed: int) -> None:

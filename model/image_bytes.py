@@ -6,9 +6,10 @@ nothing pass through untouched, everything else is re-encoded without loss.
 """
 
 import io
+import warnings
 from dataclasses import dataclass
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from model.errors import ItemFailure, Reason
 
@@ -17,7 +18,18 @@ FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 MIN_SIDE = 8
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = 1
+_TO_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _PNG_BIT_DEPTH_OFFSET = 24
+# A gigapixel header is a failure row, not a warning on stderr.
+warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True)
@@ -66,8 +78,9 @@ def canonicalise(data: bytes, limits: Limits | None = None) -> Canonical:
     if not data:
         raise ItemFailure(Reason.EMPTY, "0 bytes, expected an image")
     if len(data) > limits.max_bytes:
+        # The caller may have stopped reading there, so the size itself is unknown.
         raise ItemFailure(
-            Reason.TOO_MANY_BYTES, f"{len(data)} bytes, expected at most {limits.max_bytes}"
+            Reason.TOO_MANY_BYTES, f"expected at most {limits.max_bytes} bytes, got more"
         )
     with _open(data) as image:
         _check_size(image, limits)
@@ -104,16 +117,20 @@ def _check_size(image: Image.Image, limits: Limits) -> None:
 
 def _convert(image: Image.Image, data: bytes) -> Canonical:
     try:
+        if image.format != "JPEG":
+            # PNG may hold EXIF behind its pixels; looking for it must not hide that they are cut.
+            image.load()
         if _is_canonical(image, data):
             width, height = image.size
             # An eighth of the size reads every coefficient, so truncation still shows, and
-            # skips most of the arithmetic (JPEG only; a no-op for PNG).
+            # skips most of the arithmetic (JPEG only; PNG is loaded by now).
             image.draft(None, (width // 8, height // 8))
             image.load()
             return Canonical(data, width, height)
         image.load()
-        upright = ImageOps.exif_transpose(image)
-        rgb = _to_rgb(upright)
+        # After load: a TIFF is turned by Pillow itself, which then drops the tag.
+        turn = _TO_UPRIGHT.get(_orientation(image))
+        rgb = _to_rgb(image if turn is None else image.transpose(turn))
     # Pillow reports corrupt pixels as OSError, ValueError, SyntaxError, EOFError, struct.error …
     except Exception as error:
         truncated = "truncated" in str(error).lower() or isinstance(error, EOFError)
@@ -123,7 +140,7 @@ def _convert(image: Image.Image, data: bytes) -> Canonical:
 
 
 def _is_canonical(image: Image.Image, data: bytes) -> bool:
-    if image.mode != "RGB" or image.getexif().get(_EXIF_ORIENTATION, _UPRIGHT) != _UPRIGHT:
+    if image.mode != "RGB" or _orientation(image) in _TO_UPRIGHT:
         return False
     if image.format == "JPEG":
         return True
@@ -135,9 +152,19 @@ def _is_canonical(image: Image.Image, data: bytes) -> bool:
     )
 
 
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_EXIF_ORIENTATION, _UPRIGHT))
+    # Cameras and editors write broken EXIF, for which Pillow raises anything; the pixels are fine.
+    except Exception:
+        return _UPRIGHT
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
+    if image.mode.startswith("I;16"):
         return _sixteen_bit_to_rgb(image)
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode}, whose range is unknown")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
@@ -146,7 +173,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _sixteen_bit_to_rgb(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8 bits; Pillow's own conversion clips at 255 instead."""
+    """Keep the high byte, as Pillow does for 16-bit colour; its conversion of grey clips at 255."""
     wide = image.convert("F")
     return wide.point(lambda value: value * (1 / 256.0) + 0).convert("L").convert("RGB")
 
@@ -154,5 +181,5 @@ def _sixteen_bit_to_rgb(image: Image.Image) -> Image.Image:
 def _encode_png(rgb: Image.Image) -> bytes:
     buffer = io.BytesIO()
     # Level 1: these bytes live for one step, so time counts more than size.
-    rgb.save(buffer, "PNG", compress_level=1)
+    rgb.save(buffer, "PNG", compress_level=1, icc_profile=None)
     return buffer.getvalue()

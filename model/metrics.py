@@ -33,7 +33,7 @@ from model.vocabulary import ptb_tokens
 BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 ROUGE_L, CIDER, METEOR, SPICE = "rouge_l", "cider", "meteor", "spice"
 
-# METEOR needs about 10 s and 25,000 captions a minute; SPICE parses every reference.
+# METEOR's two runs load paraphrases for 5 s each; SPICE parses every reference.
 JAVA_TIMEOUT_S = 1800.0
 
 _PACKAGE = Path(pycocoevalcap.__path__[0])
@@ -134,7 +134,7 @@ def missing_metrics() -> dict[str, str]:
     absent = next((jar for jar in _CORENLP if not jar.exists()), None)
     if absent is not None:
         missing[SPICE] = (
-            f"no {absent.name} (Stanford CoreNLP, 400 MB); download it with "
+            f"no {absent.name} (Stanford CoreNLP); download it with "
             "`python -m pycocoevalcap.spice.get_stanford_models`"
         )
     return missing

@@ -1,0 +1,57 @@
+"""Settings: validated once, with the field, the value and what is allowed."""
+
+from pathlib import Path
+
+import pytest
+
+from model.config import Config, parse_setting
+from model.errors import InvalidInput
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    config = Config().updated([("dropout", 0.25), ("training.seed", 7), ("beam_width", 5)])
+    path = tmp_path / "config.json"
+    path.write_text(config.to_json(), encoding="utf-8")
+    assert Config.load(path) == config != Config()
+    assert (config.decoder.dropout, config.training.seed, config.search.beam_width) == (0.25, 7, 5)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("dropout=2", "decoder.dropout 2.0, expected 0.0 to 0.95"),
+        ("num_layers=1", "decoder.num_layers 1, expected 2 to 16"),
+        ("batch_size=0", "training.batch_size 0, expected at least 1"),
+        ("batch_size=1.5", "training.batch_size 1.5, expected int"),
+        ("seed=true", "training.seed True, expected int"),
+        ("schedule=linear", "training.schedule 'linear', expected one of constant, cosine"),
+        ("nonsense=1", "no setting 'nonsense', expected one of decoder."),
+        ("dropout", "--set 'dropout', expected FIELD=VALUE"),
+    ],
+)
+def test_wrong_setting_names_field_value_and_range(setting: str, message: str) -> None:
+    with pytest.raises(InvalidInput) as error:
+        Config().updated([parse_setting(setting)])
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not JSON"),
+        ("[]", "got list, expected an object"),
+        ('{"decoders": {}}', "section 'decoders', expected objects named decoder"),
+        ('{"decoder": 3}', "section 'decoder', expected objects"),
+    ],
+)
+def test_wrong_file(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InvalidInput, match="config.json") as error:
+        Config.load(path)
+    assert message in str(error.value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        Config.load(tmp_path / "none.json")

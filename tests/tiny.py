@@ -1,0 +1,89 @@
+"""Tiny records for tests: random grids, a few words, uneven caption lengths."""
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from model import records
+from model.preprocessing import fingerprint
+from model.records import Manifest, Record, ShardInfo
+from model.vocabulary import Vocabulary, tokenise
+
+GRID_SHAPE = (4, 8)
+IMAGE_SIZE, GRID_SIZE = 64, 2
+CAPTIONS = (
+    ("a dog", "one dog runs on the green grass today"),
+    ("a red bird in a tall tree", "bird"),
+    ("two people walk past a very old stone house", "people walking"),
+    ("a man's hat", "the hat of a man", "hat"),
+    ("a cat sleeps",),
+    ("a boat on a lake at night", "boat"),
+    ("some flowers", "flowers in a vase on a table"),
+)
+
+
+def make_vocabulary() -> Vocabulary:
+    """All words of CAPTIONS."""
+    words = Counter(
+        word for image in CAPTIONS for caption in image for word in tokenise(caption)
+    )
+    return Vocabulary.build(words, 1)
+
+
+def make_records(directory: Path, *, shards: int = 2, val: bool = True, seed: int = 0) -> Path:
+    """Write a complete RECORDS directory; the val split holds the train split's images anew."""
+    directory.mkdir(parents=True, exist_ok=True)
+    vocabulary = make_vocabulary()
+    vocabulary.save(directory / records.VOCABULARY_FILE)
+    generator = np.random.default_rng(seed)
+    images = [
+        Record(
+            image_id=100 + index,
+            key=f"image-{index}.jpg",
+            grid=generator.normal(size=GRID_SHAPE).astype(np.float16),
+            captions=captions,
+            tokens=tuple(tuple(vocabulary.encode(caption)) for caption in captions),
+        )
+        for index, captions in enumerate(CAPTIONS)
+    ]
+    splits = {"train": _write_split(directory, "train", images, shards)}
+    if val:
+        splits["val"] = _write_split(directory, "val", images, 1)
+    total = sum(shard.records for split in splits.values() for shard in split)
+    manifest = Manifest(
+        fingerprint=fingerprint(IMAGE_SIZE, GRID_SIZE),
+        image_size=IMAGE_SIZE,
+        grid_size=GRID_SIZE,
+        grid_shape=GRID_SHAPE,
+        encoder={"name": "resnet50", "weights": "random:0", "digest": "0" * 64},
+        vocabulary={"digest": vocabulary.digest, "size": len(vocabulary), "min_word_count": 1},
+        max_words=20,
+        splits=splits,
+        ledger={"inputs": total, "written": total, "failed": {}, "skipped": 0},
+        caption_ledger={},
+    )
+    (directory / records.MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+    return directory
+
+
+def _write_split(
+    directory: Path, split: str, images: list[Record], shards: int
+) -> tuple[ShardInfo, ...]:
+    infos = []
+    for index in range(shards):
+        members = images[index::shards]
+        data = b"".join(records.frame(records.serialise(record)) for record in members)
+        file = records.shard_name(split, index, shards) + records.RECORD_SUFFIX
+        (directory / file).write_bytes(data)
+        infos.append(
+            ShardInfo(
+                file=file,
+                records=len(members),
+                captions=sum(len(record.captions) for record in members),
+                bytes=len(data),
+                sha256=hashlib.sha256(data).hexdigest(),
+            )
+        )
+    return tuple(infos)
