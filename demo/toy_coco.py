@@ -25,9 +25,9 @@ from PIL import Image, ImageDraw
 
 TRAIN, VAL = "train", "val"
 SIDE = 192
-SHAPES = ("circle", "square")
+SHAPES = ("square", "triangle")
 # Sides in pixels, from and up to; far enough apart that no middle size is ambiguous.
-SIZES = {"small": (30, 38), "large": (64, 76)}
+SIZES = {"small": (38, 44), "large": (70, 76)}
 COLOURS = {
     "red": (214, 40, 40),
     "green": (38, 156, 62),
@@ -46,12 +46,13 @@ PLACES = {
 # Every pair of these words occurs in training, only the three together never do.
 NOVEL = (
     ("large", "green", "square"),
-    ("small", "red", "circle"),
-    ("large", "yellow", "circle"),
+    ("small", "red", "triangle"),
+    ("large", "yellow", "triangle"),
     ("small", "blue", "square"),
 )
-_COLOUR_JITTER = 14
-_MARGIN = 6
+_COLOUR_JITTER = 10
+# Pixels that an object may lie off the middle of its quarter.
+_SHIFT = 9
 _BACKGROUND = (196, 246)
 # Drawn larger and averaged down, so that edges are smooth.
 _OVERSAMPLING = 3
@@ -150,11 +151,7 @@ def captions(things: Sequence[Thing]) -> list[str]:
         return [f"{first.name} at the {first.place}"]
     second = things[1]
     beside = PLACES[first.place][1] == PLACES[second.place][1]
-    there, back = ("left of", "right of") if beside else ("above", "below")
-    return [
-        f"{first.name} {there} {second.name}",
-        f"{second.name} {back} {first.name}",
-    ]
+    return [f"{first.name} {'left of' if beside else 'above'} {second.name}"]
 
 
 def draw(things: Sequence[Thing], generator: np.random.Generator) -> Image.Image:
@@ -166,8 +163,11 @@ def draw(things: Sequence[Thing], generator: np.random.Generator) -> Image.Image
     for thing in things:
         left, top, width, height = (value * _OVERSAMPLING for value in thing.bbox)
         box = (left, top, left + width - 1, top + height - 1)
-        if thing.words[2] == "circle":
-            pen.ellipse(box, fill=thing.fill)
+        if thing.words[2] == "triangle":
+            pen.polygon(
+                [(left, top + height), (left + width, top + height), (left + width // 2, top)],
+                fill=thing.fill,
+            )
         else:
             pen.rectangle(box, fill=thing.fill)
     return picture.reduce(_OVERSAMPLING)
@@ -191,9 +191,10 @@ def _compose(generator: np.random.Generator, novel: bool) -> list[Thing]:
 def _thing(generator: np.random.Generator, words: Words, spot: tuple[int, int]) -> Thing:
     low, high = SIZES[words[0]]
     size = int(generator.integers(low, high + 1))
-    room = SIDE // 2 - size - 2 * _MARGIN
+    quarter = SIDE // 2
     left, top = (
-        position * (SIDE // 2) + _MARGIN + int(generator.integers(room + 1)) for position in spot
+        position * quarter + (quarter - size) // 2 + int(generator.integers(-_SHIFT, _SHIFT + 1))
+        for position in spot
     )
     jitter = generator.integers(-_COLOUR_JITTER, _COLOUR_JITTER + 1, 3)
     red, green, blue = np.clip(np.array(COLOURS[words[1]]) + jitter, 0, 255).tolist()

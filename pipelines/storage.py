@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterable
 from typing import Any
@@ -79,6 +80,16 @@ def write_bytes(path: str, data: bytes) -> None:
     with open_write(temporary) as file:
         file.write(data)
     rename(temporary, path)
+
+
+def concatenate(paths: Iterable[str], destination: str) -> None:
+    """Write the files one after the other into one, by rename."""
+    temporary = temporary_path(destination)
+    with open_write(temporary) as output:
+        for path in paths:
+            with FileSystems.open(path, **_RAW) as file:
+                shutil.copyfileobj(file, output)
+    rename(temporary, destination)
 
 
 def write_json(path: str, value: Any) -> None:

@@ -30,7 +30,6 @@ from serving.metadata import TensorSpec
 from serving.transport import MAX_MESSAGE_BYTES, SIGNATURE_DEF
 
 _OPTIONS = (
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     # Otherwise a second server would share the port and take half of the first one's requests.
     ("grpc.so_reuseport", 0),

@@ -140,7 +140,13 @@ def test_titles_are_words_with_their_peak_and_the_caption_stands_above(
 
 @pytest.mark.parametrize(
     "words",
-    [["$", "5", "$", "\\frac{"], ["日本", "🐕", "привет"], ["<unk>", "^_^", ""], []],
+    [
+        ["$", "\\frac{", "$"],
+        ["$\\frac{$", "$5"],
+        ["日本", "🐕", "привет"],
+        ["<unk>", "^_^", ""],
+        [],
+    ],
 )
 def test_any_word_can_be_drawn(tmp_path: Path, words: list[str]) -> None:
     attention = np.full((len(words), 49), 1 / 49, np.float32)

@@ -193,7 +193,10 @@ def test_an_empty_caption_scores_nothing_and_breaks_nothing() -> None:
 
 def test_captions_are_paired_by_key_whatever_their_order() -> None:
     backwards = dict(reversed(CANDIDATES.items()))
+    truths_backwards = dict(reversed(REFERENCES.items()))
     assert score(backwards, REFERENCES) == score(CANDIDATES, REFERENCES)
+    assert score(backwards, truths_backwards) == score(CANDIDATES, REFERENCES)
+    assert list(per_image_cider(CANDIDATES, truths_backwards)) == ["bus", "cat", "dog"]
     assert per_image_cider(backwards, REFERENCES) == per_image_cider(CANDIDATES, REFERENCES)
     assert per_image_cider(CANDIDATES, REFERENCES)["cat"] > 1
     swapped = CANDIDATES | {"cat": CANDIDATES["dog"], "dog": CANDIDATES["cat"]}

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from serving_fixtures import CELLS, running_server, save_tiny_model, tiny_caption
 
 import captionbeam
 from model.image_bytes import canonicalise
 from serving.loaded_model import LoadedModel
+from tests.serving_fixtures import CELLS, running_server, save_tiny_model, tiny_caption
 
 
 @pytest.fixture(scope="module")

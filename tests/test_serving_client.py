@@ -10,16 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
-from serving_fixtures import (
-    CELLS,
-    HYPOTHESES,
-    FakeTime,
-    ScriptedTransport,
-    running_server,
-    save_foreign_model,
-    save_tiny_model,
-    tiny_caption,
-)
 
 from model.errors import InvalidInput
 from serving import client as client_module
@@ -36,6 +26,16 @@ from serving.loaded_model import LoadedModel
 from serving.metadata import ModelMetadata
 from serving.retry import Clock, Retries
 from serving.transport import MAX_MESSAGE_BYTES, GrpcTransport, SavedModelTransport, Transport
+from tests.serving_fixtures import (
+    CELLS,
+    HYPOTHESES,
+    FakeTime,
+    ScriptedTransport,
+    running_server,
+    save_foreign_model,
+    save_tiny_model,
+    tiny_caption,
+)
 
 IMAGES = [b"one", b"two two\0", b"", b"four four four", b"one"]
 
@@ -297,6 +297,14 @@ def test_a_request_beyond_the_message_limit_is_not_retried(address: str) -> None
         assert caught.value.code == "INVALID_ARGUMENT"
     finally:
         remote.close()
+
+
+def test_answers_beyond_grpcs_default_of_4_mib_arrive(address: str) -> None:
+    limits = RequestLimits(images=50_000)
+    with Client(GrpcTransport(address, "captioner"), limits=limits) as client:
+        explained = client.explain([b"a"] * 50_000)
+    assert len(explained) == 50_000
+    assert explained[-1].caption == tiny_caption(b"a")
 
 
 def test_connect_wants_exactly_one_place(model_dir: Path) -> None:

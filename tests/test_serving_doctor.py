@@ -11,12 +11,12 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from serving_fixtures import running_server, save_tiny_model
 
 import captionbeam
 from serving import doctor
 from serving.doctor import FAIL, OK, WARN, Finding
 from serving.loaded_model import LoadedModel
+from tests.serving_fixtures import running_server, save_tiny_model
 
 Usage = namedtuple("Usage", "total used free")
 

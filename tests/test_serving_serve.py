@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from serving_fixtures import save_tiny_model, tiny_caption
 
 import captionbeam
 from serving.client import connect
+from tests.serving_fixtures import save_tiny_model, tiny_caption
 
 ROOT = Path(__file__).parents[1]
 

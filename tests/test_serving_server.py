@@ -11,14 +11,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from numpy.testing import assert_array_equal
-from serving_fixtures import (
-    HYPOTHESES,
-    TOKENS,
-    running_server,
-    save_foreign_model,
-    save_tiny_model,
-    tiny_caption,
-)
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
@@ -32,6 +24,14 @@ from serving import contract
 from serving.errors import ModelMismatch
 from serving.loaded_model import LoadedModel, find_version
 from serving.server import Server
+from tests.serving_fixtures import (
+    HYPOTHESES,
+    TOKENS,
+    running_server,
+    save_foreign_model,
+    save_tiny_model,
+    tiny_caption,
+)
 
 TIMEOUT_S = 30
 

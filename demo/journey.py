@@ -1,0 +1,191 @@
+"""The stages of the demo, in order, over one output directory."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from demo.report import check_same_captions, exact_matches, read_captions
+from demo.stages import Stages
+from demo.toy_coco import TRAIN, VAL, World
+from demo.web import NETWORK, serve_directory
+
+MODEL_NAME = "captioner"
+BULK_SUMMARY_FILE = "summary.json"
+_ENCODER_WEIGHTS = "random:0"
+_NUM_URLS = 40
+_NUM_EXPLAINED = 3
+_DEAD = "no-such-picture.png"
+_READY = re.compile(r"^serving \S+ version \S+ on (\S+)$", re.MULTILINE)
+
+# Smaller and faster to fit than what COCO needs.
+_BATCH_SIZE = 32
+SETTINGS = {
+    "decoder": {
+        "embedding_size": 64,
+        "hidden_size": 256,
+        "attention_size": 128,
+        "dropout": 0.2,
+    },
+    "search": {"beam_width": 3, "max_length": 16},
+    "training": {"batch_size": _BATCH_SIZE, "learning_rate": 1e-3, "warmup_steps": 50},
+}
+
+
+class Journey:
+    """From a drawn world to captions.
+
+    Args:
+      output: an empty directory.
+      stages: runs the processes.
+      scenes: to train on.
+      steps: of training.
+      seed: of the world.
+    """
+
+    def __init__(self, output: Path, stages: Stages, *, scenes: int, steps: int, seed: int) -> None:
+        self._output, self._stages = output, stages
+        self._scenes, self._steps, self._seed = scenes, steps, seed
+        self._images: dict[str, int] = {}
+
+    def run(self) -> dict[str, Any]:
+        """Run all stages; returns the summary."""
+        world = self._draw()
+        novel = _novelty(world)
+        report = self._fit(world)
+        rows = report["captions"]
+        expected = {row["key"]: row["caption"] for row in rows}
+        with self._stages.background("serve", self._serve(), _READY) as ready:
+            ledger = {
+                "directory": self._bulk_directory(world, ready[1]),
+                "urls": self._bulk_urls(world, ready[1]),
+            }
+            self._explain(world, ready[1])
+        equal = {
+            name: check_same_captions(f"bulk_{name}", expected, read_captions(self._at(name)))
+            for name in ledger
+        }
+        return {
+            "scenes": self._scenes,
+            "seed": self._seed,
+            "stages": self._measured(),
+            "scores": exact_matches(rows, novel) | report["scores"],
+            "ledger": ledger,
+            "same_captions_as_evaluate": equal,
+            "paths": {
+                "captions": {name: str(self._at(name)) for name in ledger},
+                "attention": str(self._at("attention")),
+                "report": str(self._at("report.json")),
+                "model": str(self._at("models", MODEL_NAME)),
+                "logs": str(self._at("logs")),
+            },
+        }
+
+    def _draw(self) -> World:
+        scenes = self._scenes
+        # Enough held-out pictures for a percentage, of which a quarter are novel.
+        novel = max(scenes // 28, 4)
+        flags = ["--output", self._at("world"), "--seed", self._seed]
+        flags += ["--train", scenes, "--val", 3 * novel, "--novel", novel]
+        self._stage("draw", "demo.toy_coco", *flags, images=scenes + 4 * novel)
+        return World(self._at("world"))
+
+    def _fit(self, world: World) -> dict[str, Any]:
+        """World → exported model; returns evaluate's report."""
+        records, model_dir = self._at("records"), self._at("model")
+        settings, report = self._at("settings.json"), self._at("report.json")
+        settings.write_text(json.dumps(SETTINGS, indent=1) + "\n", encoding="utf-8")
+        splits: list[object] = []
+        for split in (TRAIN, VAL):
+            splits += ["--split", f"{split}={world.annotations(split)}:{world.images(split)}"]
+        flags = ["--output", records, "--encoder_weights", _ENCODER_WEIGHTS]
+        drawn = self._images["draw"]
+        self._captionbeam("preprocess", *splits, *flags, "--min_word_count", 1, images=drawn)
+        flags = ["--records", records, "--model_dir", model_dir]
+        self._captionbeam(
+            "train",
+            *flags,
+            *("--config", settings, "--steps", self._steps),
+            images=self._steps * _BATCH_SIZE,
+        )
+        self._captionbeam(
+            "evaluate", *flags, "--split", VAL, "--output", report, images=drawn - self._scenes
+        )
+        self._captionbeam(
+            "export", "--model_dir", model_dir, "--output", self._at("models", MODEL_NAME)
+        )
+        found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
+        return found
+
+    def _serve(self) -> list[str]:
+        model = str(self._at("models", MODEL_NAME))
+        return _command("captionbeam", "serve", "--model", model, "--port", 0)
+
+    def _bulk_directory(self, world: World, server: str) -> dict[str, Any]:
+        """All held-out pictures, and three files that are none."""
+        pictures = self._at("pictures")
+        shutil.copytree(world.images(VAL), pictures)
+        whole = next(iter(sorted(pictures.iterdir()))).read_bytes()
+        (pictures / "bad-empty.jpg").write_bytes(b"")
+        (pictures / "bad-page.jpg").write_text("<!doctype html><p>Not found", encoding="utf-8")
+        (pictures / "bad-truncated.png").write_bytes(whole[: len(whole) // 2])
+        return self._bulk("directory", pictures, server)
+
+    def _bulk_urls(self, world: World, server: str) -> dict[str, Any]:
+        """Some held-out pictures by their URLs, and one URL that leads nowhere."""
+        names = sorted(path.name for path in world.images(VAL).iterdir())[:_NUM_URLS]
+        with serve_directory(world.images(VAL)) as url:
+            manifest = self._at("urls.csv")
+            lines = [f"{number},{url}/{name}" for number, name in enumerate([*names, _DEAD])]
+            manifest.write_text("\n".join(["number,url", *lines]) + "\n", encoding="utf-8")
+            more = ["--url_column", "url", "--allow_private", NETWORK]
+            return self._bulk("urls", manifest, server, *more)
+
+    def _bulk(self, name: str, source: Path, server: str, *more: str) -> dict[str, Any]:
+        flags = ["--input", source, "--output", self._at(name), "--server", server]
+        self._captionbeam("bulk", *flags, *more, name=f"bulk_{name}")
+        summary = json.loads((self._at(name) / BULK_SUMMARY_FILE).read_text(encoding="utf-8"))
+        ledger: dict[str, Any] = summary["ledger"]
+        self._images[f"bulk_{name}"] = ledger["inputs"]
+        return ledger
+
+    def _explain(self, world: World, server: str) -> None:
+        """Draw where the model looked: the first held-out pictures, and the last, a novel one."""
+        pictures = sorted(world.images(VAL).iterdir())
+        chosen = [*pictures[: _NUM_EXPLAINED - 1], pictures[-1]]
+        flags = ["--server", server, "--explain", self._at("attention")]
+        self._captionbeam("caption", *chosen, *flags, name="explain", images=len(chosen))
+
+    def _at(self, *parts: str) -> Path:
+        return self._output.joinpath(*parts)
+
+    def _captionbeam(
+        self, stage: str, *flags: object, name: str = "", images: int | None = None
+    ) -> None:
+        self._stage(name or stage, "captionbeam", stage, *flags, images=images)
+
+    def _stage(self, name: str, module: str, *flags: object, images: int | None = None) -> None:
+        self._stages.run(name, _command(module, *flags))
+        if images is not None:
+            self._images[name] = images
+
+    def _measured(self) -> dict[str, dict[str, float]]:
+        """Seconds of every stage, and images a second of those that handle images."""
+        measured = {}
+        for name, seconds in self._stages.seconds.items():
+            measured[name] = {"seconds": round(seconds, 2)}
+            if name in self._images:
+                measured[name]["images_per_s"] = round(self._images[name] / seconds, 2)
+        return measured
+
+
+def _command(module: str, *flags: object) -> list[str]:
+    return [sys.executable, "-m", module, *map(str, flags)]
+
+
+def _novelty(world: World) -> dict[str, bool]:
+    """Which held-out pictures show an object that training never did, by file name."""
+    document = json.loads(world.annotations(VAL).read_text(encoding="utf-8"))
+    return {image["file_name"]: image["novel"] for image in document["images"]}

@@ -1,0 +1,94 @@
+"""What the demo shows in the end: how many captions are exactly right, and where they lie."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from model.errors import CheckFailed
+from model.vocabulary import tokenise
+
+
+def exact_matches(rows: Iterable[Mapping[str, Any]], novel: Mapping[str, bool]) -> dict[str, float]:
+    """Shares of captions that equal one of their references, word for word.
+
+    Args:
+      rows: "key", "caption" and "references" of every held-out picture.
+      novel: for each key, whether it shows an object that training never did.
+
+    Returns:
+      exact_match of all, exact_match_seen and exact_match_novel, 0–1; 0 of none.
+    """
+    right = {
+        row["key"]: tokenise(row["caption"]) in [tokenise(text) for text in row["references"]]
+        for row in rows
+    }
+    return {
+        "exact_match": _share(right.values()),
+        "exact_match_seen": _share(value for key, value in right.items() if not novel[key]),
+        "exact_match_novel": _share(value for key, value in right.items() if novel[key]),
+    }
+
+
+def check_same_captions(name: str, expected: Mapping[str, str], got: Mapping[str, str]) -> int:
+    """Compare the captions of one way to ask the model with evaluate's.
+
+    Args:
+      name: of that way.
+      expected: evaluate's captions by key.
+      got: that way's; every key must be among the expected.
+
+    Returns:
+      How many there are, all equal.
+
+    Raises:
+      CheckFailed: one differs, or there is none.
+    """
+    if not got:
+        raise CheckFailed(f"{name}: no captions, expected those of evaluate")
+    for key, caption in got.items():
+        if caption != expected.get(key):
+            raise CheckFailed(f"{name}: {key} is {caption!r}, evaluate says {expected.get(key)!r}")
+    return len(got)
+
+
+def read_captions(directory: Path) -> dict[str, str]:
+    """Captions that bulk wrote, by the last part of their key."""
+    rows = [
+        json.loads(line)
+        for path in sorted(directory.glob("captions-*.jsonl"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
+    return {row["key"].rpartition("/")[2]: row["caption"] for row in rows}
+
+
+def stage_table(stages: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Lines: stage, seconds, images a second where a stage handles images."""
+    lines = [f"{'stage':16} {'seconds':>9} {'images/s':>9}"]
+    for name, measured in stages.items():
+        rate = measured.get("images_per_s")
+        shown = "" if rate is None else f"{rate:9.1f}"
+        lines.append(f"{name:16} {measured['seconds']:9.1f} {shown}".rstrip())
+    total = sum(measured["seconds"] for measured in stages.values())
+    return [*lines, f"{'total':16} {total:9.1f}"]
+
+
+def ledger_line(name: str, ledger: Mapping[str, Any]) -> str:
+    """`directory: 203 inputs = 200 captioned + 3 failed (empty 1, …) + 0 skipped`."""
+    failed = ledger["failed"]
+    reasons = ", ".join(f"{reason} {count}" for reason, count in failed.items())
+    return (
+        f"{name}: {ledger['inputs']} inputs = {ledger['captioned']} captioned + "
+        f"{sum(failed.values())} failed{f' ({reasons})' if reasons else ''} + "
+        f"{ledger['skipped']} skipped"
+    )
+
+
+def examples(rows: Sequence[Mapping[str, Any]], count: int) -> list[str]:
+    """The first captions as `key: caption`."""
+    return [f"{row['key']}: {row['caption']}" for row in rows[:count]]
+
+
+def _share(values: Iterable[bool]) -> float:
+    values = list(values)
+    return sum(values) / len(values) if values else 0.0

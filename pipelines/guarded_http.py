@@ -1,0 +1,186 @@
+"""HTTP connections that reach checked addresses only and end when their time is over.
+
+A name is resolved once, its addresses are checked, and the socket goes to a checked address,
+so a name that resolves differently a moment later (DNS rebinding) changes nothing.
+"""
+
+import http.client
+import io
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import urllib3
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+from model.errors import ItemFailure, Reason
+from pipelines.addresses import AddressRules
+
+# Headers and the framing of chunks come on top of the body.
+_MAX_FRAMING_BYTES = 2**20
+_POOL_SIZE = 64
+
+
+class GuardedAdapter(HTTPAdapter):
+    """Connects through `_GuardedConnection`, never through a proxy."""
+
+    def __init__(self, rules: AddressRules, max_bytes: int) -> None:
+        self._guard: dict[str, Any] = {"rules": rules, "max_bytes": max_bytes}
+        super().__init__(pool_connections=_POOL_SIZE, pool_maxsize=_POOL_SIZE)
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options)
+        self.poolmanager.pool_classes_by_scheme = {
+            "http": partial(self._pool, urllib3.HTTPConnectionPool, _GuardedHTTP),
+            "https": partial(self._pool, urllib3.HTTPSConnectionPool, _GuardedHTTPS),
+        }
+
+    def _pool(
+        self,
+        pool_class: Callable[..., Any],
+        connection: Callable[..., Any],
+        *where: Any,
+        **options: Any,
+    ) -> Any:
+        pool = pool_class(*where, **options)
+        pool.ConnectionCls = partial(connection, **self._guard)
+        return pool
+
+
+class _GuardedConnection(HTTPConnection):
+    """Connects to checked addresses only, and reads an answer against one deadline.
+
+    urllib3 sets `timeout` to the seconds that are left, before it connects and again before
+    it reads.
+    """
+
+    def __init__(self, *args: Any, rules: AddressRules, max_bytes: int, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._rules = rules
+        self._max_wire_bytes = max_bytes + _MAX_FRAMING_BYTES
+
+    def _new_conn(self) -> socket.socket:
+        deadline_s = time.monotonic() + float(self.timeout or 0)
+        found = _resolve(self._dns_host, self.port, deadline_s)
+        refused = {where[0]: self._rules.refusal(str(where[0])) for _, where in found}
+        checked = [(family, where) for family, where in found if not refused[where[0]]]
+        if not checked:
+            reasons = ", ".join(f"{address} ({kind})" for address, kind in refused.items())
+            raise ItemFailure(
+                Reason.REFUSED_ADDRESS,
+                f"{self.host} is {reasons}; expected a public address, or its network in "
+                "--allow_private",
+            )
+        return self._connect_one(checked, deadline_s)
+
+    def _connect_one(
+        self, checked: Sequence[tuple[socket.AddressFamily, Any]], deadline_s: float
+    ) -> socket.socket:
+        error: OSError = TimeoutError("no time left to connect")
+        for family, where in checked:
+            connection = socket.socket(family, socket.SOCK_STREAM)
+            try:
+                connection.settimeout(_remaining(deadline_s))
+                connection.connect(where)
+                # What is left bounds the TLS handshake as a whole.
+                connection.settimeout(_remaining(deadline_s))
+                for option in self.socket_options or ():
+                    connection.setsockopt(*option)
+                return connection
+            except OSError as failed:
+                connection.close()
+                error = failed
+        if isinstance(error, TimeoutError):
+            raise urllib3.exceptions.ConnectTimeoutError(self, str(error)) from error
+        raise urllib3.exceptions.NewConnectionError(self, str(error)) from error
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
+        deadline_s = time.monotonic() + float(self.timeout or 0)
+        self.response_class = partial(  # type: ignore[assignment]
+            _BoundedResponse, deadline_s=deadline_s, max_wire_bytes=self._max_wire_bytes
+        )
+        return super().getresponse()
+
+
+class _GuardedHTTP(_GuardedConnection):
+    """http."""
+
+
+class _GuardedHTTPS(_GuardedConnection, HTTPSConnection):
+    """https; the certificate is checked against the name, not the address."""
+
+
+class _BoundedResponse(http.client.HTTPResponse):
+    """Ends headers and body that come too slowly or never end."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        *args: Any,
+        deadline_s: float,
+        max_wire_bytes: int,
+        **options: Any,
+    ) -> None:
+        super().__init__(sock, *args, **options)
+        raw = self.fp.detach()
+        self.fp = io.BufferedReader(_BoundedReader(raw, sock, deadline_s, max_wire_bytes))
+
+
+class _BoundedReader(io.RawIOBase):
+    """A socket's bytes; each read may take only the time that is left."""
+
+    def __init__(
+        self, raw: io.RawIOBase, sock: socket.socket, deadline_s: float, max_bytes: int
+    ) -> None:
+        self._raw, self._sock = raw, sock
+        self._deadline_s, self._left = deadline_s, max_bytes
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._sock.settimeout(_remaining(self._deadline_s))
+        count: int | None = self._raw.readinto(buffer)
+        self._left -= count or 0
+        if self._left < 0:
+            raise ItemFailure(Reason.TOO_MANY_BYTES, "headers and body do not end")
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+def _resolve(
+    host: str, port: int | None, deadline_s: float
+) -> list[tuple[socket.AddressFamily, Any]]:
+    """Family and socket address of every answer, in the resolver's order."""
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def look_up() -> None:
+        try:
+            answers.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except (OSError, UnicodeError) as error:
+            answers.put(error)
+
+    # The resolver knows no deadline; a thread of its own can be left behind.
+    threading.Thread(target=look_up, name="resolve", daemon=True).start()
+    try:
+        found = answers.get(timeout=max(deadline_s - time.monotonic(), 0))
+    except queue.Empty:
+        raise ItemFailure(Reason.TIMEOUT, f"{host}: the name is not resolved in time") from None
+    if isinstance(found, Exception):
+        raise ItemFailure(Reason.DNS, f"{host}: {found}") from found
+    return [(family, where) for family, _, _, _, where in found]
+
+
+def _remaining(deadline_s: float) -> float:
+    remaining_s = deadline_s - time.monotonic()
+    if remaining_s <= 0:
+        raise TimeoutError("the deadline is over")
+    return remaining_s

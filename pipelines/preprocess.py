@@ -1,0 +1,135 @@
+"""Turn COCO captions and photographs into TFRecords of ResNet50 grids and tokens.
+
+Started again with the same flags, it goes on where it stopped. Beam's own flags may follow,
+such as --direct_running_mode=multi_processing --direct_num_workers=2 or
+--runner=DataflowRunner. RECORDS gets SPLIT-*.tfrecord, vocabulary.json, failures.jsonl
+(one row for every image or caption that was left out) and, last, manifest.json.
+"""
+
+import argparse
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from model.errors import CheckFailed, InvalidInput
+
+if TYPE_CHECKING:
+    from pipelines.records_job import Outcome, PreprocessSettings
+
+_TOP_REASONS = 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare this command's flags."""
+    parser.add_argument(
+        "--split",
+        action="append",
+        required=True,
+        metavar="NAME=ANN.json:IMAGES",
+        help="a split: COCO captions JSON, and the directory or bucket prefix of its images; "
+        "repeat it for each split, one of them named train",
+    )
+    parser.add_argument("--output", required=True, metavar="RECORDS", help="directory or bucket")
+    parser.add_argument(
+        "--karpathy",
+        metavar="FILE",
+        help="dataset_coco.json: put all images in its splits train, restval, val and test",
+    )
+    parser.add_argument("--image_size", type=int, default=224, help="pixels a side (%(default)s)")
+    parser.add_argument("--grid_size", type=int, default=7, help="cells a side (%(default)s)")
+    parser.add_argument(
+        "--encoder_weights",
+        default="imagenet",
+        metavar="imagenet|random:SEED|FILE",
+        help="weights of ResNet50 without top (%(default)s, downloaded by Keras)",
+    )
+    parser.add_argument(
+        "--min_word_count",
+        type=int,
+        default=5,
+        help="a word seen less often in train becomes <unk> (%(default)s)",
+    )
+    parser.add_argument(
+        "--max_words", type=int, default=20, help="longer captions are cut (%(default)s)"
+    )
+    parser.add_argument(
+        "--shard_size", type=int, default=512, help="images a shard, about (%(default)s)"
+    )
+    parser.add_argument(
+        "--max_failure_rate",
+        type=float,
+        default=0.1,
+        help="share of failed images above which the exit code is 1 (%(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Preprocess, then report; 1 when too many images failed."""
+    if not 0 <= args.max_failure_rate <= 1:
+        raise InvalidInput(f"max_failure_rate {args.max_failure_rate}, expected 0 to 1")
+    # Beam and TensorFlow take seconds to import, so that help and wrong flags come first.
+    from pipelines.records_job import preprocess
+
+    outcome = preprocess(_settings(args), args.beam_args)
+    _report(outcome, args.output)
+    _check_failures(outcome.manifest.ledger, args.max_failure_rate, args.output)
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> "PreprocessSettings":
+    from model.encoder import EncoderSettings
+    from pipelines.coco import parse_source
+    from pipelines.records_job import PreprocessSettings
+    from pipelines.storage import absolute_path
+
+    return PreprocessSettings(
+        sources=tuple(map(parse_source, args.split)),
+        output=absolute_path(args.output),
+        karpathy=args.karpathy,
+        encoder=EncoderSettings(args.encoder_weights, args.image_size, args.grid_size),
+        shard_size=args.shard_size,
+        min_word_count=args.min_word_count,
+        max_words=args.max_words,
+    )
+
+
+def _report(outcome: "Outcome", output: str) -> None:
+    manifest = outcome.manifest
+    if outcome.was_complete:
+        print(f"{output} is complete already; nothing was done")
+    print(f"{'split':12} {'images':>8} {'captions':>9} {'shards':>7}")
+    for split, shards in manifest.splits.items():
+        images = sum(shard.records for shard in shards)
+        captions = sum(shard.captions for shard in shards)
+        print(f"{split:12} {images:8} {captions:9} {len(shards):7}")
+    print(f"images:   {_balance(manifest.ledger)}")
+    cut = manifest.caption_ledger["cut"]
+    print(f"captions: {_balance(manifest.caption_ledger)}")
+    print(f"vocabulary: {manifest.vocabulary['size']} words; {cut} captions cut to ", end="")
+    print(f"{manifest.max_words} words")
+    print(f"records: {output}")
+
+
+def _balance(ledger: Mapping[str, Any]) -> str:
+    failed = ledger["failed"]
+    reasons = f" ({_reasons(failed)})" if failed else ""
+    return (
+        f"{ledger['inputs']} = {ledger['written']} written + {sum(failed.values())} failed"
+        f"{reasons} + {ledger['skipped']} skipped"
+    )
+
+
+def _reasons(failed: Mapping[str, int]) -> str:
+    ordered = sorted(failed.items(), key=lambda reason: (-reason[1], reason[0]))
+    return ", ".join(f"{reason} {count}" for reason, count in ordered)
+
+
+def _check_failures(ledger: Mapping[str, Any], max_failure_rate: float, output: str) -> None:
+    failed = sum(ledger["failed"].values())
+    tried = failed + ledger["written"]
+    if failed > max_failure_rate * tried:
+        ordered = dict(sorted(ledger["failed"].items(), key=lambda reason: -reason[1]))
+        top = dict(list(ordered.items())[:_TOP_REASONS])
+        raise CheckFailed(
+            f"{failed} of {tried} images failed, expected at most {max_failure_rate:.1%}: "
+            f"{_reasons(top)}; see {output}/failures.jsonl, or raise --max_failure_rate"
+        )
