@@ -17,6 +17,7 @@ INSTALL_REQUIRES = [
     "grpcio>=1.76",
     "google-crc32c>=1.7",
     "matplotlib>=3.10",
+    "packaging>=24",
 ]
 EXTRAS_REQUIRE = {
     "gcp": ["apache-beam[gcp]>=2.77,<2.78"],

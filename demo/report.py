@@ -1,11 +1,10 @@
 """What the demo shows in the end: how many captions are exactly right, and where they lie."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from model.errors import CheckFailed
 from model.vocabulary import tokenise
 
 
@@ -30,26 +29,21 @@ def exact_matches(rows: Iterable[Mapping[str, Any]], novel: Mapping[str, bool]) 
     }
 
 
-def check_same_captions(name: str, expected: Mapping[str, str], got: Mapping[str, str]) -> int:
-    """Compare the captions of one way to ask the model with evaluate's.
+def differences(expected: Mapping[str, str], got: Mapping[str, str]) -> list[str]:
+    """Where two ways to ask the same model disagree: a caption lost, added or changed.
 
     Args:
-      name: of that way.
-      expected: evaluate's captions by key.
-      got: that way's; every key must be among the expected.
+      expected: captions by key.
+      got: captions of the other way.
 
     Returns:
-      How many there are, all equal.
-
-    Raises:
-      CheckFailed: one differs, or there is none.
+      One line for each key that differs; none when all is well.
     """
-    if not got:
-        raise CheckFailed(f"{name}: no captions, expected those of evaluate")
-    for key, caption in got.items():
-        if caption != expected.get(key):
-            raise CheckFailed(f"{name}: {key} is {caption!r}, evaluate says {expected.get(key)!r}")
-    return len(got)
+    return [
+        f"{key}: {got.get(key)!r}, expected {expected.get(key)!r}"
+        for key in sorted({*expected, *got})
+        if got.get(key) != expected.get(key)
+    ]
 
 
 def read_captions(directory: Path) -> dict[str, str]:
@@ -82,11 +76,6 @@ def ledger_line(name: str, ledger: Mapping[str, Any]) -> str:
         f"{sum(failed.values())} failed{f' ({reasons})' if reasons else ''} + "
         f"{ledger['skipped']} skipped"
     )
-
-
-def examples(rows: Sequence[Mapping[str, Any]], count: int) -> list[str]:
-    """The first captions as `key: caption`."""
-    return [f"{row['key']}: {row['caption']}" for row in rows[:count]]
 
 
 def _share(values: Iterable[bool]) -> float:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from model.errors import InvalidInput
+from model.errors import CheckFailed, InvalidInput
 
 DEFAULT_OUTPUT = "demo-output"
 SUMMARY_FILE = "summary.json"
@@ -52,6 +52,10 @@ def run(args: argparse.Namespace) -> int:
         summary = Journey(args.output, Stages(args.output / "logs"), **settings).run()
     (args.output / SUMMARY_FILE).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     _show(summary, args.output / SUMMARY_FILE)
+    for name, lines in summary["differs_from_evaluate"].items():
+        if lines:
+            raise CheckFailed(f"bulk_{name} differs from evaluate: " + "\n".join(lines))
+    print("captions of both bulk runs: the same strings as evaluate's")
     return 0
 
 
@@ -70,7 +74,7 @@ def _make_room(output: Path) -> None:
         marker.touch()
     except OSError as error:
         raise InvalidInput(
-            f"--output {output}: {error.strerror}; name a directory that can be written"
+            f"--output {output}: {error.strerror or error}; name a directory that can be written"
         ) from error
 
 
@@ -95,9 +99,8 @@ def _show(summary: dict[str, Any], path: Path) -> None:
     lines = [*stage_table(summary["stages"]), ""]
     lines += [f"{name:18} {value:.4f}" for name, value in summary["scores"].items()]
     lines += ["", *(ledger_line(name, ledger) for name, ledger in summary["ledger"].items())]
-    same = sum(summary["same_captions_as_evaluate"].values())
-    lines += [f"all {same} captions of bulk equal evaluate's", ""]
     paths = summary["paths"]
+    lines.append("")
     lines += [f"captions   {where}" for where in paths["captions"].values()]
     lines += [f"{name:10} {paths[name]}" for name in ("attention", "model", "logs")]
     lines += [f"summary    {path}"]

@@ -2,9 +2,9 @@
 
     python -m demo.toy_coco --output DIR [--seed 0]
 
-A scene shows one object ("a large red circle at the top left") or two side by side or one
-over the other ("a large red circle left of a small blue square"). Scenes of `NOVEL` objects
-never occur in training, though each of their words does. What a caption may say follows from
+A scene shows one object ("a large red square at the top left") or two side by side or one
+over the other ("a large red square left of a small blue triangle"). `NOVEL` objects never
+occur in training, though their sizes, colours and places do. What a caption may say follows from
 the scene alone, so that a caption can be exactly right.
 
     DIR/annotations/captions_{train,val}.json     COCO captions; each image also has
@@ -27,7 +27,7 @@ TRAIN, VAL = "train", "val"
 SIDE = 192
 SHAPES = ("square", "triangle")
 # Sides in pixels, from and up to; far enough apart that no middle size is ambiguous.
-SIZES = {"small": (38, 44), "large": (70, 76)}
+SIZES = {"small": (34, 38), "large": (70, 76)}
 COLOURS = {
     "red": (214, 40, 40),
     "green": (38, 156, 62),
@@ -43,12 +43,12 @@ PLACES = {
     "bottom left": (0, 1),
     "bottom right": (1, 1),
 }
-# Every pair of these words occurs in training, only the three together never do.
+# Size, colour and place of objects that never occur in training; every pair of them does.
 NOVEL = (
-    ("large", "green", "square"),
-    ("small", "red", "triangle"),
-    ("large", "yellow", "triangle"),
-    ("small", "blue", "square"),
+    ("large", "green", "top left"),
+    ("small", "red", "top right"),
+    ("large", "yellow", "bottom right"),
+    ("small", "blue", "bottom left"),
 )
 _COLOUR_JITTER = 10
 # Pixels that an object may lie off the middle of its quarter.
@@ -174,13 +174,18 @@ def draw(things: Sequence[Thing], generator: np.random.Generator) -> Image.Image
 
 
 def _compose(generator: np.random.Generator, novel: bool) -> list[Thing]:
-    """Choose a scene; a novel one has an object of `NOVEL`, another has none."""
-    known = [words for words in product(SIZES, COLOURS, SHAPES) if words not in NOVEL]
+    """Choose scenes until one is novel, or is not, as wanted."""
+    while True:
+        things = _any_scene(generator)
+        if any((*thing.words[:2], thing.place) in NOVEL for thing in things) == novel:
+            return things
+
+
+def _any_scene(generator: np.random.Generator) -> list[Thing]:
     # One object in three scenes, two in the others: those have more to learn.
     count = 1 if generator.random() < 1 / 3 else 2
-    chosen = [known[i] for i in generator.choice(len(known), count, replace=False)]
-    if novel:
-        chosen[generator.integers(count)] = NOVEL[generator.integers(len(NOVEL))]
+    kinds = list(product(SIZES, COLOURS, SHAPES))
+    chosen = [kinds[index] for index in generator.choice(len(kinds), count, replace=False)]
     column, row = int(generator.integers(2)), int(generator.integers(2))
     spots = [(column, row)]
     if count == 2:

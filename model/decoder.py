@@ -52,6 +52,29 @@ class GruUpdate(keras.layers.Layer):
         return update * state + (1.0 - update) * candidate
 
 
+class LanguageLayer(keras.layers.Layer):
+    """A GRU above the attention, with its input projection.
+
+    Args:
+      units: H.
+      name: of the layer.
+    """
+
+    def __init__(self, units: int, name: str) -> None:
+        super().__init__(name=name)
+        self._gates = keras.layers.Dense(3 * units, name=f"{name}_gates")
+        self._gru = GruUpdate(units, f"{name}_gru")
+
+    def build_for(self, input_size: int) -> None:
+        """Make the weights for inputs of this size."""
+        self._gates.build((None, input_size))
+        self.built = True
+
+    def call(self, inputs: tf.Tensor, state: tf.Tensor) -> tf.Tensor:
+        """Advance the state: inputs [M, input_size], state [M, H] → [M, H]."""
+        return self._gru(self._gates(inputs), state)
+
+
 class Decoder(keras.layers.Layer):
     """Attention GRU, Bahdanau attention and the language GRUs.
 
@@ -69,11 +92,9 @@ class Decoder(keras.layers.Layer):
         self._top_gates = keras.layers.Dense(gates, use_bias=False, name="top_gates")
         self._attention_gru = GruUpdate(hidden, "attention_gru")
         self.attention = BahdanauAttention(config.attention_size)
-        languages = range(config.num_layers - 1)
-        self._language_gates = [
-            keras.layers.Dense(gates, name=f"language_gates_{i}") for i in languages
-        ]
-        self._language_grus = [GruUpdate(hidden, f"language_gru_{i}") for i in languages]
+        # Attributes, not a list: TensorFlow's checkpoints do not see into Keras' lists.
+        for index in range(config.num_layers - 1):
+            setattr(self, f"language_{index}", LanguageLayer(hidden, f"language_{index}"))
         self._build_layers(hidden)
 
     def _build_layers(self, hidden: int) -> None:
@@ -81,8 +102,8 @@ class Decoder(keras.layers.Layer):
         self._mean_gates.build((None, hidden))
         self._top_gates.build((None, hidden))
         self.attention.build_for(hidden)
-        for index, gates in enumerate(self._language_gates):
-            gates.build((None, 2 * hidden if index == 0 else hidden))
+        for index, layer in enumerate(self._language_layers()):
+            layer.build_for(2 * hidden if index == 0 else hidden)
         self.built = True
 
     def initial_state(self, rows: tf.Tensor | int) -> State:
@@ -117,9 +138,10 @@ class Decoder(keras.layers.Layer):
         context, weights = self.attention(query, keys, cells)
         layer_input = tf.concat([context, query], axis=-1)
         states = [query]
-        for gates, gru, last in zip(
-            self._language_gates, self._language_grus, state[1:], strict=True
-        ):
-            layer_input = gru(gates(layer_input), last)
+        for layer, last in zip(self._language_layers(), state[1:], strict=True):
+            layer_input = layer(layer_input, last)
             states.append(layer_input)
         return tuple(states), weights
+
+    def _language_layers(self) -> list["LanguageLayer"]:
+        return [getattr(self, f"language_{i}") for i in range(self._config.num_layers - 1)]

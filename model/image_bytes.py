@@ -13,7 +13,8 @@ from PIL import Image, UnidentifiedImageError
 
 from model.errors import ItemFailure, Reason
 
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF")
+# MPO, a JPEG with more frames behind it, comes through the JPEG opener.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 # Below this a picture is a tracking pixel or a spacer, not a photograph.
 MIN_SIDE = 8
 _EXIF_ORIENTATION = 0x0112

@@ -119,13 +119,15 @@ def plan_job(job: Job, shards: Mapping[str, Sequence[Item]], settings: Mapping[s
     Args:
       job: without specs.
       shards: items by shard name.
-      settings: everything that decides the output's bytes, as JSON.
+      settings: everything that decides the output's bytes, as JSON; of those that differ from
+        the job found, the first is named.
 
     Returns:
       The job with its specs.
 
     Raises:
-      InvalidInput: the output directory holds another job or cannot be written.
+      InvalidInput: the output directory holds finished shards of another job, or cannot be
+        written.
     """
     encoded = {
         name: b"".join(storage.json_line(item) for item in items) for name, items in shards.items()
@@ -146,6 +148,11 @@ def plan_job(job: Job, shards: Mapping[str, Sequence[Item]], settings: Mapping[s
     job_path = job.path(WORK_DIR, "job.json")
     try:
         found = storage.read_json(job_path)
+        if found != wanted and not storage.match(job.done_path("*")):
+            # Nothing was finished, so nothing is lost by beginning another job.
+            storage.delete_matching(job.path(WORK_DIR, "*"))
+            storage.delete_matching(job.path(WORK_DIR, "*", "*"))
+            found = None
         if found is None:
             for spec in specs:
                 storage.write_bytes(spec.path, encoded[spec.name])
@@ -179,7 +186,7 @@ def failed_by_reason(results: Iterable[ShardResult]) -> dict[str, int]:
 
 def _first_difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """Name what differs between the job of an output directory and the one asked for."""
-    for name in sorted({*found["settings"], *wanted["settings"]}):
+    for name in dict.fromkeys((*wanted["settings"], *found["settings"])):
         there, here = found["settings"].get(name), wanted["settings"].get(name)
         if there != here:
             return f"{name} is {json.dumps(there)} there, {json.dumps(here)} now"

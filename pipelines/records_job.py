@@ -178,13 +178,18 @@ def _plan(
             for name, items in zip(shard_names(split, len(parts)), parts, strict=True)
         },
         {
-            **fields,
+            "encoder_weights": settings.encoder.weights,
+            "encoder_digest": fields["encoder"]["digest"],
+            "image_size": settings.encoder.image_size,
+            "grid_size": settings.encoder.grid_size,
+            "max_words": settings.max_words,
             "min_word_count": settings.min_word_count,
             "shard_size": settings.shard_size,
             "images": {split: sum(map(len, parts)) for split, parts in shards.items()},
-            "skipped": inputs.uncaptioned + inputs.unassigned,
+            "images skipped": inputs.uncaptioned + inputs.unassigned,
             "captions": inputs.captions,
-            "annotation_failures": hashlib.sha256(orphans).hexdigest(),
+            "captions without image": hashlib.sha256(orphans).hexdigest(),
+            "fingerprint of preprocessing": fields["fingerprint"],
         },
     )
     storage.write_bytes(job.path(ORPHANS), orphans)

@@ -101,8 +101,6 @@ def run_job(
       CaptionbeamError: as `work` raised it in whatever process it ran.
     """
     _delete_temporary_files(job)
-    # Beam logs a failing worker's traceback several times over; the exception carries it once.
-    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     with run_pipeline(beam_args) as pipeline:
         _ = (
             pipeline
@@ -137,6 +135,8 @@ def carried_errors() -> Iterator[None]:
 @contextmanager
 def run_pipeline(beam_args: Sequence[str]) -> Iterator[beam.Pipeline]:
     """A pipeline that runs when the block ends; turns our own errors back into themselves."""
+    # Beam logs a failing worker's traceback several times over; the exception carries it once.
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     options = PipelineOptions([*_BEAM_DEFAULTS, *beam_args])
     try:
         with beam.Pipeline(options=options) as pipeline:

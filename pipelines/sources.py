@@ -12,41 +12,19 @@ Relative paths in a manifest are relative to it. All three may lie on a Beam fil
 (`gs://…`). A file name that is no UTF-8 stands with escapes and so fails as missing.
 """
 
-import csv
 import glob
-import io
-import json
 import os
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from model.errors import InvalidInput
+from pipelines.manifests import MANIFEST_SUFFIXES, Columns, make_item, read_manifest, scheme
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 )
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
-MANIFEST_SUFFIXES = (".txt", *_DELIMITERS, ".jsonl")
-DEFAULT_URL_COLUMN = "url"
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _EXPECTED = f"expected a directory, a glob or a manifest ({', '.join(MANIFEST_SUFFIXES)})"
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Where a manifest keeps what.
-
-    Attributes:
-      url: column of the URL or path.
-      id: column of the key, or None.
-    """
-
-    url: str = DEFAULT_URL_COLUMN
-    id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,42 +56,25 @@ def list_sources(where: str, columns: Columns | None = None) -> Sources:
     return found
 
 
-def scheme(source: str) -> str | None:
-    """ "https" of "https://…", None of a local path."""
-    match = _SCHEME.match(source)
-    return match[1].lower() if match else None
-
-
 def _list(where: str, columns: Columns) -> Sources:
     suffix = Path(where).suffix.lower()
     if scheme(where) in ("http", "https"):
         raise InvalidInput(f"{where}: a URL; {_EXPECTED} that lists URLs, or `captionbeam caption`")
     if scheme(where):
-        return _read_manifest(where, columns) if suffix in MANIFEST_SUFFIXES else _match(where)
+        listed = suffix in MANIFEST_SUFFIXES
+        return Sources(read_manifest(where, columns), {}) if listed else _match(where)
     path = Path(where)
     if path.is_dir():
         return _walk(path)
     if path.is_file() and suffix in MANIFEST_SUFFIXES:
-        return _read_manifest(where, columns)
+        return Sources(read_manifest(where, columns), {})
     if path.is_file() and suffix in IMAGE_SUFFIXES:
-        return Sources([_item(where, where)], {})
+        return Sources([make_item(where, where)], {})
     if path.exists():
         raise InvalidInput(f"{where}: a file of another kind; {_EXPECTED}")
     if not glob.has_magic(where):
         raise InvalidInput(f"{where}: no such file or directory; {_EXPECTED}")
     return _glob(where)
-
-
-def _item(key: str, source: str) -> dict[str, str]:
-    return {"key": _encodable(key), "source": _encodable(source)}
-
-
-def _encodable(name: str) -> str:
-    """Escapes the bytes of a file name that are no UTF-8."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-# Directories and globs.
 
 
 def _walk(top: Path) -> Sources:
@@ -128,22 +89,22 @@ def _walk(top: Path) -> Sources:
         directory = waiting.pop() if waiting else linked.pop(0)
         real = os.path.realpath(directory)
         if real in seen:
-            skipped["directory seen before"] += 1
+            skipped["directory_seen_before"] += 1
             continue
         seen.add(real)
         for entry in _scan(directory):
             path = directory / entry.name
             if entry.name.startswith("."):
                 skipped["hidden"] += 1
-            elif entry.is_dir():
+            elif path.is_dir():
                 (linked if entry.is_symlink() else waiting).append(path)
             elif path.suffix.lower() not in IMAGE_SUFFIXES:
-                skipped["no image suffix"] += 1
+                skipped["no_image_suffix"] += 1
             # A dangling link is no file either, but somebody meant it as one.
-            elif entry.is_file() or entry.is_symlink():
-                items.append(_item(path.relative_to(top).as_posix(), str(path)))
+            elif path.is_file() or entry.is_symlink():
+                items.append(make_item(path.relative_to(top).as_posix(), str(path)))
             else:
-                skipped["no regular file"] += 1
+                skipped["no_regular_file"] += 1
     return Sources(sorted(items, key=lambda item: item["key"]), dict(sorted(skipped.items())))
 
 
@@ -158,11 +119,12 @@ def _scan(directory: Path) -> list[os.DirEntry[str]]:
 def _glob(pattern: str) -> Sources:
     items: list[dict[str, str]] = []
     skipped: Counter[str] = Counter()
-    for path in sorted(set(glob.glob(pattern, recursive=True))):
-        if os.path.isdir(path):
+    # Path.glob takes no absolute pattern.
+    for path in sorted(set(glob.iglob(pattern, recursive=True))):  # noqa: PTH207
+        if Path(path).is_dir():
             skipped["directory"] += 1
         else:
-            items.append(_item(path, path))
+            items.append(make_item(path, path))
     return Sources(items, dict(skipped))
 
 
@@ -179,135 +141,7 @@ def _match(where: str) -> Sources:
         raise InvalidInput(f"{where}: cannot be listed ({error})") from error
     paths = sorted(metadata.path for metadata in found.metadata_list)
     if magic:
-        return Sources([_item(path, path) for path in paths], {})
+        return Sources([make_item(path, path) for path in paths], {})
     images = [path for path in paths if Path(path).suffix.lower() in IMAGE_SUFFIXES]
-    skipped = {"no image suffix": len(paths) - len(images)} if len(paths) > len(images) else {}
-    return Sources([_item(path.removeprefix(prefix), path) for path in images], skipped)
-
-
-# Manifests.
-
-
-def _read_manifest(where: str, columns: Columns) -> Sources:
-    suffix = Path(where).suffix.lower()
-    text = _read_text(where)
-    if suffix == ".txt":
-        rows: Iterable[tuple[int, Mapping[str, Any]]] = _lines(text, columns)
-    elif suffix == ".jsonl":
-        rows = _json_objects(where, text)
-    else:
-        rows = _table(where, text, _DELIMITERS[suffix])
-    listed = list(rows)
-    _check_columns(where, listed, columns)
-    return Sources(list(_rows_to_items(where, listed, columns)), {})
-
-
-def _read_text(where: str) -> str:
-    try:
-        if scheme(where):
-            from pipelines import storage
-
-            data = storage.read_bytes(where)
-        else:
-            data = Path(where).read_bytes()
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"{where}: no UTF-8 text ({error}); save it as UTF-8") from error
-    except OSError as error:
-        raise InvalidInput(f"{where}: cannot be read ({error})") from error
-
-
-def _lines(text: str, columns: Columns) -> Iterator[tuple[int, dict[str, str]]]:
-    if columns.id is not None:
-        raise InvalidInput(
-            f"--id_column {columns.id}: a .txt manifest has no columns; take .csv, .tsv or .jsonl"
-        )
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield number, {columns.url: line.strip()}
-
-
-def _json_objects(where: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InvalidInput(f"{where}, line {number}: no JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise InvalidInput(
-                f"{where}, line {number}: {type(row).__name__}; expected an object a line, "
-                f'such as {{"{DEFAULT_URL_COLUMN}": "https://…"}}'
-            )
-        yield number, row
-
-
-def _table(where: str, text: str, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        for row in reader:
-            if None in row:
-                raise InvalidInput(
-                    f"{where}, line {reader.line_num}: more cells than the header has columns"
-                )
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise InvalidInput(f"{where}, line {reader.line_num}: {error}") from error
-
-
-def _check_columns(where: str, rows: list[tuple[int, Mapping[str, Any]]], columns: Columns) -> None:
-    there = dict.fromkeys(name for _, row in rows for name in row)
-    for flag, name in (("url_column", columns.url), ("id_column", columns.id)):
-        if rows and name is not None and name not in there:
-            names = ", ".join(map(str, there)) or "none"
-            raise InvalidInput(
-                f"{where}: no column {name!r}; it has {names}; name one with --{flag}"
-            )
-
-
-def _rows_to_items(
-    where: str, rows: list[tuple[int, Mapping[str, Any]]], columns: Columns
-) -> Iterator[dict[str, str]]:
-    base = where.rpartition("/")[0]
-    used: set[str] = set()
-    times: Counter[str] = Counter()
-    for number, row in rows:
-        written = row.get(columns.url) or ""
-        if not isinstance(written, str):
-            raise InvalidInput(
-                f"{where}, line {number}: {columns.url} is {json.dumps(written)}; expected text"
-            )
-        written = written.strip()
-        if columns.id is None:
-            key = _unused_key(written or f"line {number}", used, times)
-        else:
-            key = _id(row.get(columns.id), f"{where}, line {number}", columns.id)
-            if key in used:
-                raise InvalidInput(
-                    f"{where}, line {number}: {columns.id} {key!r} comes twice; "
-                    "expected every id once, or leave --id_column out"
-                )
-        used.add(key)
-        yield _item(key, _locate(written, base))
-
-
-def _id(value: Any, place: str, column: str) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise InvalidInput(f"{place}: {column} is {json.dumps(value)}; expected text or a number")
-    return str(value)
-
-
-def _unused_key(name: str, used: set[str], times: Counter[str]) -> str:
-    key = name
-    while key in used:
-        times[name] += 1
-        key = f"{name}#{times[name] + 1}"
-    return key
-
-
-def _locate(written: str, base: str) -> str:
-    """The source that a manifest's cell means; empty stays empty."""
-    if not written or scheme(written) or os.path.isabs(written) or not base:
-        return written
-    return f"{base}/{written}"
+    skipped = {"no_image_suffix": len(paths) - len(images)} if len(paths) > len(images) else {}
+    return Sources([make_item(path.removeprefix(prefix), path) for path in images], skipped)

@@ -127,9 +127,13 @@ def make_directory(path: str) -> None:
                 raise
 
 
+def match(pattern: str) -> list[str]:
+    """Paths of the files that match a glob; none is fine."""
+    found = FileSystems.match([pattern])
+    return [metadata.path for result in found for metadata in result.metadata_list]
+
+
 def delete_matching(pattern: str) -> None:
     """Delete the files that match a glob; none is fine."""
-    for match in FileSystems.match([pattern]):
-        paths = [metadata.path for metadata in match.metadata_list]
-        if paths:
-            FileSystems.delete(paths)
+    if paths := match(pattern):
+        FileSystems.delete(paths)

@@ -1,5 +1,7 @@
 """The decoder against a NumPy float64 reference written from the equations."""
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -69,8 +71,8 @@ class Reference:
         layer_input = np.concatenate([weights @ self.cells, query])
         state = [query]
         for layer in range(CONFIG.num_layers - 1):
-            kernel = self[f"language_gates_{layer}/kernel"]
-            gates = layer_input @ kernel + self[f"language_gates_{layer}/bias"]
+            kernel = self[f"language_{layer}_gates/kernel"]
+            gates = layer_input @ kernel + self[f"language_{layer}_gates/bias"]
             layer_input = self.gru(layer + 1, gates, self.state[layer + 1])
             state.append(layer_input)
         self.state = state
@@ -183,3 +185,14 @@ def test_grid_statistics_normalise_each_channel() -> None:
     captioner.set_grid_statistics(shift, scale**2 - 1e-6)
     moved = captioner.look(GRID.astype(np.float32) * scale + shift).cells
     np.testing.assert_allclose(moved, plain, atol=1e-5)
+
+
+def test_a_checkpoint_of_the_captioner_holds_every_weight(
+    captioner: Captioner, tmp_path: Path
+) -> None:
+    path = tf.train.Checkpoint(captioner=captioner).write(str(tmp_path / "checkpoint"))
+    other = Captioner(CONFIG, VOCABULARY, (CELLS, FEATURES))
+    tf.train.Checkpoint(captioner=other).read(path).assert_consumed()
+    assert len(other.variables) == len(captioner.variables) > 20
+    for one, two in zip(captioner.variables, other.variables, strict=True):
+        np.testing.assert_array_equal(one.numpy(), two.numpy())

@@ -47,7 +47,7 @@ def test_wrong_setting_names_field_value_and_range(setting: str, message: str) -
 def test_wrong_file(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "config.json"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(InvalidInput, match="config.json") as error:
+    with pytest.raises(InvalidInput, match=r"config\.json") as error:
         Config.load(path)
     assert message in str(error.value)
 

@@ -56,7 +56,8 @@ def test_memorises_and_keeps_the_best(tmp_path: Path) -> None:
     Trainer(run).fit(silent)
     report = evaluate(run.records, run.model_dir, "train", None)
     assert report["scores"]["exact_match"] == 1.0
-    history = [json.loads(row) for row in (run.model_dir / "history.jsonl").open()]
+    rows = (run.model_dir / "history.jsonl").read_text().splitlines()
+    history = [json.loads(row) for row in rows]
     assert [row["step"] for row in history] == [60, 120]
     assert history[1]["loss"] < history[0]["loss"]
     best = max(history, key=lambda row: row["val_cider"])
@@ -108,12 +109,20 @@ def test_without_a_validation_split_the_last_is_the_best(tmp_path: Path) -> None
     assert load_trained(run.model_dir).step == 4
 
 
-def test_nan_loss_stops_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+def poison(trainer: Trainer) -> bool:
+    trainer.captioner.set_grid_statistics(*[np.full(tiny.GRID_SHAPE[1], np.nan)] * 2)
+    return True
+
+
+def test_nan_loss_stops_and_keeps_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = make_run(tmp_path, "model", 4)
     trainer = Trainer(run)
     trainer.fit(silent)
     longer = Trainer(make_run(tmp_path, "model", 12))
-    longer.optimizer.learning_rate = float("nan")
+    restore = longer._checkpoints.restore
+    monkeypatch.setattr(longer._checkpoints, "restore", lambda: restore() and poison(longer))
     with pytest.raises(CheckFailed, match=r"the loss is nan at step 6"):
         longer.fit(silent)
     again = Trainer(run)

@@ -1,0 +1,249 @@
+"""What a bulk shard does: bytes → captions, through a server or a model in this process.
+
+Reading, fetching and decoding run ahead in threads while the model works on the batch before.
+A batch is cut by position in the shard, so a caption and its score never depend on the
+runner, on the number of workers or on an interruption.
+"""
+
+import hashlib
+import math
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.utils.shared import Shared
+
+from model.errors import InvalidInput, ItemFailure, Reason
+from model.image_bytes import Canonical, Limits, canonicalise
+from pipelines import storage
+from pipelines.fetch import Fetcher
+from pipelines.jobs import Item
+from pipelines.manifests import scheme
+from pipelines.read_ahead import batches, read_ahead
+from pipelines.sink import Sink
+from serving.client import CaptionResult, Client, connect
+from serving.errors import InvalidRequest
+
+# Enough to hide the latency of a web server; decoding leaves Python's lock.
+_READ_THREADS = 16
+# Batches that are read or waiting while one is in the model.
+_BATCHES_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where captions come from: exactly one of model and server.
+
+    Attributes:
+      model: MODELS/NAME or MODELS/NAME/VERSION to run in this process.
+      server: HOST:PORT.
+      name: what the server calls its model.
+    """
+
+    model: str | None
+    server: str | None
+    name: str
+
+
+Connect: TypeAlias = Callable[[Target], Client]
+
+
+def connect_to(target: Target) -> Client:
+    """The client for a target; raises as `serving.client.connect`."""
+    return connect(model=target.model, server=target.server, model_name=target.name)
+
+
+class Clients:
+    """Hands out clients in whatever process it was pickled to.
+
+    A model is loaded once a process. A server is asked anew each time, because what it serves
+    may have changed.
+    """
+
+    def __init__(self, target: Target, connect: Connect = connect_to) -> None:
+        """Keeps the settings; nothing is loaded."""
+        self._target, self._connect = target, connect
+        self._shared = Shared()
+
+    def load(self) -> Client | None:
+        """The model in this process, which stays loaded while somebody holds it."""
+        if self._target.server is not None:
+            return None
+        client: Client = self._shared.acquire(partial(self._connect, self._target))
+        return client
+
+    @contextmanager
+    def open(self) -> Iterator[Client]:
+        """A client that has answered; raises as `serving.client.connect`."""
+        loaded = self.load()
+        if loaded is not None:
+            yield loaded
+        else:
+            with self._connect(self._target) as client:
+                yield client
+
+    def pinned(self, version: int) -> "Clients":
+        """The same, for that version alone even when a newer one is published meanwhile.
+
+        It shares what this one has loaded in this process.
+        """
+        model = self._target.model
+        if model is None or Path(model).resolve().name == str(version):
+            return self
+        clients = Clients(replace(self._target, model=f"{model}/{version}"), self._connect)
+        clients._shared = self._shared
+        return clients
+
+
+@dataclass(frozen=True)
+class CaptionSettings:
+    """What decides the rows of a shard, besides its items.
+
+    Attributes:
+      model_name: name of the model that must answer.
+      model_version: its version.
+      batch_size: images in one request.
+      allow_private: networks that URLs may lead to although they are not public.
+    """
+
+    model_name: str
+    model_version: int
+    batch_size: int = 32
+    allow_private: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Image:
+    """An item that was read: canonical image, and the SHA-256 of its original bytes."""
+
+    canonical: Canonical
+    sha256: str
+
+
+class CaptionShard:
+    """The ShardWork of bulk captioning: one row or one failure for every item."""
+
+    def __init__(self, clients: Clients, settings: CaptionSettings) -> None:
+        """Keeps the settings."""
+        self._clients, self._settings = clients, settings
+        self._model: Client | None = None
+
+    def setup(self) -> None:
+        """Loads the model; a server has it loaded already."""
+        self._model = self._clients.load()
+
+    def process(self, items: Sequence[Item], sink: Sink) -> None:
+        """Captions a shard.
+
+        Raises:
+          ServerUnavailable, ServerError: the rest of the shard cannot be captioned.
+          InvalidInput: another version of the model answers than at the start.
+        """
+        settings = self._settings
+        with self._client() as client, Fetcher(allow_private=settings.allow_private) as fetcher:
+            size = settings.batch_size
+            images = read_ahead(
+                items, partial(_load, fetcher), threads=_READ_THREADS, ahead=size * _BATCHES_AHEAD
+            )
+            for batch in batches(images, size):
+                for item, outcome in _caption(client, batch):
+                    if isinstance(outcome, ItemFailure):
+                        sink.fail(item, outcome)
+                    else:
+                        sink.write(storage.json_line(self._row(item, *outcome)))
+        # A server that changed its model while it answered has mixed two versions.
+        with self._client():
+            pass
+
+    @contextmanager
+    def _client(self) -> Iterator[Client]:
+        wanted = (self._settings.model_name, self._settings.model_version)
+        with self._clients.open() as client:
+            if client.model != wanted:
+                raise InvalidInput(
+                    f"model {client.model[0]} version {client.model[1]} answers, expected "
+                    f"{wanted[0]} version {wanted[1]} as at the start; serve that version again "
+                    "and repeat the command, or take another --output"
+                )
+            yield client
+
+    def _row(self, item: Item, image: _Image, result: CaptionResult) -> dict[str, object]:
+        return {
+            "key": item["key"],
+            "source": item["source"],
+            "caption": result.caption,
+            "log_prob": result.log_prob,
+            "sha256": image.sha256,
+            "width": image.canonical.width,
+            "height": image.canonical.height,
+            "model": self._settings.model_name,
+            "model_version": self._settings.model_version,
+        }
+
+
+_Outcome: TypeAlias = tuple[_Image, CaptionResult] | ItemFailure
+
+
+def _caption(
+    client: Client, batch: Sequence[tuple[Item, _Image | ItemFailure]]
+) -> list[tuple[Item, _Outcome]]:
+    """One outcome for each item, in order."""
+    images = [image.canonical.data for _, image in batch if not isinstance(image, ItemFailure)]
+    results = iter(_answers(client, images))
+    return [
+        (item, image if isinstance(image, ItemFailure) else _outcome(image, next(results)))
+        for item, image in batch
+    ]
+
+
+def _answers(client: Client, images: Sequence[bytes]) -> list[CaptionResult | ItemFailure]:
+    try:
+        return list(client.caption(images))
+    except InvalidRequest as error:
+        if len(images) == 1:
+            return [ItemFailure(Reason.MODEL_ERROR, str(error))]
+        # One of them is poison: each alone, so that it fails alone.
+        return [answer for image in images for answer in _answers(client, [image])]
+
+
+def _outcome(image: _Image, answer: CaptionResult | ItemFailure) -> _Outcome:
+    if isinstance(answer, ItemFailure):
+        return answer
+    if not math.isfinite(answer.log_prob):
+        return ItemFailure(
+            Reason.MODEL_ERROR, f"log_prob {answer.log_prob}, expected a finite number"
+        )
+    return image, answer
+
+
+def _load(fetcher: Fetcher, item: Item) -> _Image:
+    """Read and canonicalise one item; raises ItemFailure."""
+    source = str(item["source"])
+    if not source:
+        raise ItemFailure(Reason.INVALID_URL, "an empty cell, expected a URL or a path")
+    is_url = scheme(source) in ("http", "https")
+    data = fetcher.fetch(source) if is_url else _read_file(source)
+    return _Image(canonicalise(data), hashlib.sha256(data).hexdigest())
+
+
+def _read_file(path: str) -> bytes:
+    try:
+        # Opening a pipe would wait for ever.
+        if scheme(path) is None and stat.S_ISFIFO(Path(path).stat().st_mode):
+            raise ItemFailure(Reason.UNREADABLE, "a pipe, expected a file")
+        with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+            # One byte over the cap tells canonicalise; the rest of a huge file stays unread.
+            return bytes(file.read(Limits().max_bytes + 1))
+    except FileNotFoundError as error:
+        raise ItemFailure(Reason.MISSING_FILE, "no such file") from error
+    except ItemFailure:
+        raise
+    # Each filesystem's client raises errors of its own.
+    except Exception as error:
+        raise ItemFailure(Reason.UNREADABLE, f"{type(error).__name__}: {error}") from error

@@ -1,0 +1,167 @@
+"""The ledger of bulk captioning: inputs = captioned + failed (by reason) + skipped.
+
+It is counted twice, from the shards' results and from the rows that were written, and the
+output is complete only where both agree and every key stands in exactly one row.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from model.errors import CheckFailed, InvalidInput
+from pipelines import storage
+from pipelines.jobs import FileInfo, Job, ShardResult, ShardSpec, failed_by_reason
+
+SUMMARY_FILE = "summary.json"
+_TOP_REASONS = 3
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What became of every input.
+
+    Attributes:
+      inputs: all there were; always the sum of the others.
+      captioned: those with a caption.
+      failed: those with a failure row, by reason.
+      skipped: those passed over when the input was listed, by kind.
+    """
+
+    inputs: int
+    captioned: int
+    failed: Mapping[str, int]
+    skipped: Mapping[str, int]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.inputs} inputs = {self.captioned} captioned + {_total(self.failed)} failed "
+            f"+ {_total(self.skipped)} skipped"
+        )
+
+    @property
+    def failure_rate(self) -> float:
+        """Failed ÷ (captioned + failed)."""
+        failed = sum(self.failed.values())
+        return failed / max(self.captioned + failed, 1)
+
+    def check_failure_rate(self, max_failure_rate: float) -> None:
+        """Raises CheckFailed with the commonest reasons when too many failed."""
+        if self.failure_rate <= max_failure_rate:
+            return
+        top = ", ".join(
+            f"{reason} {count}" for reason, count in Counter(self.failed).most_common(_TOP_REASONS)
+        )
+        raise CheckFailed(
+            f"{sum(self.failed.values())} of {self.captioned + sum(self.failed.values())} images "
+            f"failed ({self.failure_rate:.0%}), expected at most {max_failure_rate:.0%}: {top}; "
+            "the output is complete, see its failures-*.jsonl, or raise --max_failure_rate"
+        )
+
+
+@dataclass(frozen=True)
+class WriteSummary:
+    """Checks the ledger, then writes OUTPUT/summary.json: the output is complete with it.
+
+    Attributes:
+      job: with its specs.
+      skipped: inputs passed over, by kind.
+      model: "name" and "version" of the model.
+    """
+
+    job: Job
+    skipped: Mapping[str, int]
+    model: Mapping[str, Any]
+
+    def __call__(self, results: list[ShardResult]) -> None:
+        """Raises CheckFailed, naming both sides, when they differ."""
+        expected = {spec.name: spec for spec in self.job.specs}
+        if [result.name for result in results] != sorted(expected):
+            raise CheckFailed(
+                f"{len(results)} shards came back, expected {len(expected)}; repeat the command"
+            )
+        counted = replace(self._ledger(), failed=failed_by_reason(results))
+        counted = replace(counted, captioned=sum(result.written for result in results))
+        found = self._ledger()
+        for result in results:
+            found = _add(found, _read_shard(self.job, expected[result.name], result))
+        if _plain(counted) != _plain(found) or not _balances(found):
+            raise CheckFailed(
+                f"the shards report {_plain(counted)}, their rows say {_plain(found)}; delete "
+                f"{self.job.path('_work', 'done')} and repeat the command"
+            )
+        storage.write_json(
+            self.job.path(SUMMARY_FILE),
+            {
+                "ledger": asdict(found),
+                "model": dict(self.model),
+                "files": [
+                    asdict(file) for result in results for file in (result.output, result.failures)
+                ],
+            },
+        )
+
+    def _ledger(self) -> Ledger:
+        """What is known before a shard is looked at."""
+        inputs = sum(spec.items for spec in self.job.specs) + sum(self.skipped.values())
+        return Ledger(inputs, 0, {}, dict(self.skipped))
+
+
+def read_ledger(job: Job) -> Ledger | None:
+    """The ledger of a complete output, else None."""
+    summary = storage.read_json(job.path(SUMMARY_FILE))
+    return None if summary is None else Ledger(**summary["ledger"])
+
+
+def _read_shard(job: Job, spec: ShardSpec, result: ShardResult) -> tuple[int, Counter[str]]:
+    """Captioned, and failed by reason, as the rows of one shard say."""
+    captions = _read_rows(job, result.output)
+    failures = _read_rows(job, result.failures)
+    found = sorted(str(row["key"]) for row in (*captions, *failures))
+    wanted = sorted(str(item["key"]) for item in storage.read_json_lines(spec.path))
+    if found != wanted:
+        wrong = sorted(((Counter(found) - Counter(wanted)) | (Counter(wanted) - Counter(found))))
+        raise CheckFailed(
+            f"shard {spec.name}: {wrong[0]!r} (and {len(wrong) - 1} other keys) not in exactly one "
+            f"row; delete {job.done_path(spec.name)} and repeat the command"
+        )
+    return len(captions), Counter(str(row["reason"]) for row in failures)
+
+
+def _read_rows(job: Job, file: FileInfo) -> list[dict[str, Any]]:
+    path = job.path(file.file)
+    try:
+        data = storage.read_bytes(path)
+    except OSError as error:
+        raise InvalidInput(f"{path}: cannot be read ({error}); take another --output") from error
+    if hashlib.sha256(data).hexdigest() != file.sha256:
+        raise CheckFailed(
+            f"{path}: {len(data)} bytes that are not the {file.bytes} that were written; "
+            "take another --output"
+        )
+    return [json.loads(line) for line in data.splitlines()]
+
+
+def _add(ledger: Ledger, shard: tuple[int, Counter[str]]) -> Ledger:
+    captioned, failed = shard
+    total = Counter(ledger.failed) + failed
+    return replace(
+        ledger, captioned=ledger.captioned + captioned, failed=dict(sorted(total.items()))
+    )
+
+
+def _balances(ledger: Ledger) -> bool:
+    parts: Sequence[int] = (*ledger.failed.values(), *ledger.skipped.values())
+    return ledger.inputs == ledger.captioned + sum(parts)
+
+
+def _plain(ledger: Ledger) -> str:
+    return json.dumps(asdict(ledger), sort_keys=True)
+
+
+def _total(counts: Mapping[str, int]) -> str:
+    total = sum(counts.values())
+    named = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+    return f"{total} ({named})" if counts else "0"
