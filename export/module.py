@@ -11,6 +11,7 @@ from model.vocabulary import CLITIC_PATTERN, CLITIC_REPLACEMENT
 from serving import contract
 
 Outputs = dict[str, tf.Tensor]
+_IMAGE_BYTES = tf.TensorSpec([None], tf.string, name=contract.IMAGE_BYTES)
 
 
 class CaptionModule(tf.Module):
@@ -50,18 +51,18 @@ class CaptionModule(tf.Module):
                 trained.captioner, trained.vocabulary, trained.config.search, look(image_bytes)
             )
 
-        self._search = search
+        # One graph behind every signature: traced, saved and loaded once.
+        self._search = tf.function(search, input_signature=[_IMAGE_BYTES])
 
     def signatures(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
         """Trace every signature of serving/contract."""
-        spec = tf.TensorSpec([None], tf.string, name=contract.IMAGE_BYTES)
         methods = {
             contract.SERVING_DEFAULT: self.caption,
             contract.EXPLAIN: self.explain,
             contract.NBEST: self.nbest,
         }
         return {
-            name: tf.function(method).get_concrete_function(spec)
+            name: tf.function(method).get_concrete_function(_IMAGE_BYTES)
             for name, method in methods.items()
         }
 

@@ -1,0 +1,264 @@
+"""Export: what is published answers like the pieces that trained and evaluated the model."""
+
+import dataclasses
+import io
+import itertools
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from google.protobuf import text_format  # type: ignore[import-untyped]
+from PIL import Image
+from tensorflow_serving.apis import prediction_log_pb2
+from tensorflow_serving.config import model_server_config_pb2
+
+from export import saved_model
+from export.module import CaptionModule
+from export.verify import sample_images, verify
+from model.captioner import Captioner
+from model.checkpoints import Trained, load_encoder
+from model.config import Config
+from model.decoding import search_captions
+from model.encoder import Encoder, EncoderSettings
+from model.errors import CheckFailed, RecordsMismatch
+from model.preprocessing import prepare
+from model.records import Manifest
+from model.vocabulary import Vocabulary
+from serving import contract
+from tests import tiny
+
+ENCODER_SETTINGS = EncoderSettings("random:0", image_size=64, grid_size=2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """A published version and what it was made from."""
+
+    trained: Trained
+    encoder: Encoder
+    model_dir: Path
+    version_dir: Path
+
+    @cached_property
+    def loaded(self) -> Any:
+        return tf.saved_model.load(str(self.version_dir))
+
+    def call(self, signature: str, images: list[bytes]) -> dict[str, np.ndarray]:
+        serve = self.loaded.signatures[signature]
+        answer = serve(**{contract.IMAGE_BYTES: tf.constant(images)})
+        return {name: value.numpy() for name, value in answer.items()}
+
+
+@pytest.fixture(scope="module", name="exported")
+def fixture_exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    root = tmp_path_factory.mktemp("export")
+    model_dir = tiny.make_records(root / "model")
+    encoder = Encoder(ENCODER_SETTINGS)
+    manifest = dataclasses.replace(
+        Manifest.load(model_dir),
+        grid_shape=encoder.grid_shape,
+        encoder={"name": "resnet50", "weights": "random:0", "digest": encoder.digest},
+    )
+    (model_dir / "manifest.json").write_text(manifest.to_json(), encoding="utf-8")
+    vocabulary = Vocabulary.load(model_dir / "vocabulary.json")
+    config = Config().updated(
+        [("hidden_size", 16), ("embedding_size", 8), ("attention_size", 8), ("max_length", 6)]
+    )
+    keras.utils.set_random_seed(1)
+    captioner = Captioner(config.decoder, len(vocabulary), manifest.grid_shape)
+    # Untrained weights say the same of every image; scaled up, they do not.
+    for variable in captioner.trainable_variables:
+        variable.assign(variable * 4.0)
+    trained = Trained(captioner, vocabulary, config, manifest, step=1)
+    version_dir = saved_model.publish(
+        CaptionModule(trained, encoder),
+        model_dir,
+        root / "models" / "tiny",
+        lambda path: verify(path, trained, encoder),
+    )
+    return Exported(trained, encoder, model_dir, version_dir)
+
+
+def photographs() -> list[bytes]:
+    """Pictures whose captions differ under the fixture's model."""
+    generator = np.random.default_rng(5)
+    pictures = []
+    for _ in range(7):
+        block = generator.integers(0, 255, (6, 6, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(block).resize((90, 70), Image.Resampling.NEAREST).save(file, "JPEG")
+        pictures.append(file.getvalue())
+    return pictures
+
+
+def test_published_signatures_are_the_contract(exported: Exported) -> None:
+    images = photographs()[:2]
+    for signature, outputs in contract.OUTPUTS.items():
+        answer = exported.call(signature, images)
+        assert set(answer) == set(outputs)
+        sizes = {"N": 2, "T": 6, "K": 3, "P": 4}
+        for name, tensor in outputs.items():
+            assert answer[name].shape == tuple(sizes[dim] for dim in tensor.dims)
+            expected = np.object_ if tensor.dtype == "string" else np.dtype(tensor.dtype)
+            assert answer[name].dtype == expected
+
+
+def test_captions_are_those_of_the_pieces(exported: Exported) -> None:
+    images = photographs()
+    answer = exported.call(contract.SERVING_DEFAULT, images)
+    assert len(set(answer[contract.CAPTION])) > 1
+    trained = exported.trained
+    for row, image in enumerate(images):
+        grid = exported.encoder(prepare(image, 64)[tf.newaxis])
+        found = search_captions(
+            trained.captioner, trained.vocabulary, trained.config.search, tf.cast(grid, tf.float16)
+        )
+        tokens = found.tokens[0, 0].numpy()
+        assert answer[contract.CAPTION][row].decode() == trained.vocabulary.decode(tokens)
+        np.testing.assert_array_equal(answer[contract.TOKEN_IDS][row], tokens)
+        assert answer[contract.LENGTH][row] == (tokens != 0).sum()
+        assert answer[contract.LOG_PROB][row] == pytest.approx(
+            float(found.log_prob[0, 0]), rel=2e-3, abs=1e-3
+        )
+
+
+def test_a_caption_does_not_depend_on_its_batch(exported: Exported) -> None:
+    images = photographs()
+    together = exported.call(contract.SERVING_DEFAULT, images)[contract.CAPTION]
+    backwards = exported.call(contract.SERVING_DEFAULT, images[::-1])[contract.CAPTION]
+    np.testing.assert_array_equal(together, backwards[::-1])
+    alone = exported.call(contract.SERVING_DEFAULT, images[2:3])[contract.CAPTION]
+    assert alone[0] == together[2]
+
+
+def test_explain_and_nbest_agree_with_the_default(exported: Exported) -> None:
+    images = photographs()
+    best = exported.call(contract.SERVING_DEFAULT, images)
+    explained = exported.call(contract.EXPLAIN, images)
+    np.testing.assert_array_equal(explained[contract.CAPTION], best[contract.CAPTION])
+    for row, length in enumerate(best[contract.LENGTH]):
+        words = [word.decode() for word in explained[contract.WORDS][row]]
+        ids = best[contract.TOKEN_IDS][row]
+        assert words[:length] == [exported.trained.vocabulary.words[i] for i in ids[:length]]
+        assert not any(words[length:])
+        sums = explained[contract.ATTENTION][row].sum(axis=-1)
+        np.testing.assert_allclose(sums[:length], 1.0, rtol=1e-5)
+        np.testing.assert_array_equal(sums[length:], 0.0)
+    ranked = exported.call(contract.NBEST, images)
+    np.testing.assert_array_equal(ranked[contract.CAPTIONS][:, 0], best[contract.CAPTION])
+    np.testing.assert_allclose(ranked[contract.LOG_PROBS][:, 0], best[contract.LOG_PROB], rtol=1e-5)
+    assert (np.diff(ranked[contract.LOG_PROBS], axis=1) <= 0).all()
+
+
+def test_text_is_detokenised_as_the_vocabulary_does(exported: Exported) -> None:
+    vocabulary = exported.trained.vocabulary
+    module = CaptionModule(exported.trained, exported.encoder)
+    ids = vocabulary.encode("the man's hat in a house") + [vocabulary.pad_id] * 3
+    assert "'s" in {vocabulary.words[i] for i in ids}
+    text = module._text(tf.constant([ids]))[0].numpy().decode()
+    assert text == vocabulary.decode(ids) == "the man's hat in a house"
+
+
+def test_export_holds_no_python_and_all_assets(exported: Exported) -> None:
+    files = {str(p.relative_to(exported.version_dir)) for p in exported.version_dir.rglob("*")}
+    assert {"assets/vocabulary.json", "assets/manifest.json"} <= files
+    assert (exported.version_dir / "assets/vocabulary.json").read_bytes() == (
+        exported.model_dir / "vocabulary.json"
+    ).read_bytes()
+
+
+def test_warm_up_requests_replay(exported: Exported) -> None:
+    path = exported.version_dir / saved_model.WARMUP_FILE
+    sizes = []
+    for raw in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+        log = prediction_log_pb2.PredictionLog.FromString(raw)
+        request = log.predict_log.request
+        assert (request.model_spec.name, request.model_spec.signature_name) == (
+            "tiny",
+            contract.SERVING_DEFAULT,
+        )
+        images = tf.make_ndarray(request.inputs[contract.IMAGE_BYTES]).tolist()
+        sizes.append(len(exported.call(contract.SERVING_DEFAULT, images)[contract.CAPTION]))
+    assert tuple(sizes) == saved_model.BATCH_SIZES
+
+
+def test_server_files(exported: Exported) -> None:
+    models = exported.version_dir.parents[1]
+    config = model_server_config_pb2.ModelServerConfig()
+    text_format.Parse((models / saved_model.MODELS_CONFIG).read_text(), config)
+    (entry,) = config.model_config_list.config
+    assert (entry.name, entry.base_path) == ("tiny", "/models/tiny")
+    batching = (models / saved_model.BATCHING_FILE).read_text().splitlines()
+    allowed = [line.split()[1] for line in batching if line.startswith("allowed_batch_sizes")]
+    assert f"max_batch_size {{ value: {allowed[-1]} }}" in batching
+
+
+def publish_again(exported: Exported, check: Callable[[Path], None]) -> Path:
+    module = CaptionModule(exported.trained, exported.encoder)
+    return saved_model.publish(module, exported.model_dir, exported.version_dir.parent, check)
+
+
+def test_each_export_is_a_new_version(exported: Exported) -> None:
+    again = publish_again(exported, lambda _: None)
+    assert int(again.name) == int(exported.version_dir.name) + 1
+    assert exported.version_dir.is_dir()
+
+
+def test_failed_verification_publishes_nothing(exported: Exported) -> None:
+    before = sorted(exported.version_dir.parent.iterdir())
+
+    def refuse(path: Path) -> None:
+        assert (path / "saved_model.pb").is_file()
+        raise CheckFailed("no")
+
+    with pytest.raises(CheckFailed):
+        publish_again(exported, refuse)
+    assert sorted(exported.version_dir.parent.iterdir()) == before
+
+
+def test_verify_names_a_caption_that_changed(exported: Exported) -> None:
+    other = list(exported.trained.vocabulary.words)
+    other[4:] = other[:3:-1]
+    trained = dataclasses.replace(exported.trained, vocabulary=Vocabulary(tuple(other)))
+    with pytest.raises(
+        CheckFailed, match=r"sample 0 is captioned .* after reloading, .* in memory"
+    ):
+        verify(exported.version_dir, trained, exported.encoder)
+
+
+def test_verify_names_a_missing_asset(exported: Exported, tmp_path: Path) -> None:
+    path = tmp_path / "1"
+    module = CaptionModule(exported.trained, exported.encoder)
+    tf.saved_model.save(module, str(path), signatures=module.signatures())
+    with pytest.raises(CheckFailed, match=r"asset vocabulary\.json is missing"):
+        verify(path, exported.trained, exported.encoder)
+
+
+def test_verify_refuses_python_ops(exported: Exported, tmp_path: Path) -> None:
+    class Bad(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+        def serve(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+            caption = tf.numpy_function(lambda x: x, [image_bytes], tf.string)
+            return {contract.CAPTION: caption}
+
+    bad = Bad()
+    tf.saved_model.save(bad, str(tmp_path / "1"), signatures=bad.serve)
+    with pytest.raises(CheckFailed, match="ops that need Python"):
+        verify(tmp_path / "1", exported.trained, exported.encoder)
+
+
+def test_encoder_of_other_weights_is_refused(exported: Exported) -> None:
+    with pytest.raises(RecordsMismatch, match="encoder weights random:1: digest"):
+        load_encoder(exported.trained.manifest, "random:1")
+
+
+def test_sample_images_are_canonical_and_differ() -> None:
+    kinds = [Image.open(io.BytesIO(image)).format for image in sample_images()]
+    assert kinds == ["JPEG", "PNG", "JPEG", "PNG"]
+    for one, other in itertools.combinations(sample_images(), 2):
+        assert one != other
