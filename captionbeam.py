@@ -109,7 +109,7 @@ def _unknown_beam_flags(arguments: Sequence[str]) -> list[str]:
         return []
     declared: set[str] = set()
     for file in _BEAM_OPTION_FILES:
-        source = Path(package.origin).with_name(file).read_text(encoding="utf-8")
+        source = (Path(package.origin).parent / file).read_text(encoding="utf-8")
         declared.update(re.findall(r"""['"](--\w+)['"]""", source))
     unknown = []
     previous_takes_value = False

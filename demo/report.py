@@ -68,14 +68,15 @@ def stage_table(stages: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 
 def ledger_line(name: str, ledger: Mapping[str, Any]) -> str:
-    """`directory: 203 inputs = 200 captioned + 3 failed (empty 1, …) + 0 skipped`."""
-    failed = ledger["failed"]
-    reasons = ", ".join(f"{reason} {count}" for reason, count in failed.items())
-    return (
-        f"{name}: {ledger['inputs']} inputs = {ledger['captioned']} captioned + "
-        f"{sum(failed.values())} failed{f' ({reasons})' if reasons else ''} + "
-        f"{ledger['skipped']} skipped"
-    )
+    """`directory: 203 inputs = 200 captioned + failed 3 (empty 1, …) + skipped 0`."""
+    failed, skipped = _total(ledger["failed"]), _total(ledger["skipped"])
+    captioned = f"{ledger['inputs']} inputs = {ledger['captioned']} captioned"
+    return f"{name}: {captioned} + failed {failed} + skipped {skipped}"
+
+
+def _total(counts: Mapping[str, int]) -> str:
+    named = ", ".join(f"{name} {count}" for name, count in counts.items())
+    return f"{sum(counts.values())}{f' ({named})' if named else ''}"
 
 
 def _share(values: Iterable[bool]) -> float:

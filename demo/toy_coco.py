@@ -56,6 +56,7 @@ _SHIFT = 9
 _BACKGROUND = (196, 246)
 # Drawn larger and averaged down, so that edges are smooth.
 _OVERSAMPLING = 3
+_IDS_A_SPLIT = 1_000_000
 
 Words = tuple[str, str, str]
 
@@ -118,58 +119,51 @@ def draw_world(
     """
     world = World(Path(output))
     world.annotations(TRAIN).parent.mkdir(parents=True, exist_ok=True)
-    for stream, (split, kinds) in enumerate(
-        {TRAIN: [False] * num_train, VAL: [False] * num_val + [True] * num_novel}.items()
-    ):
-        generator = np.random.default_rng([seed, stream])
+    kinds = {TRAIN: [False] * num_train, VAL: [False] * num_val + [True] * num_novel}
+    for number, (split, novel) in enumerate(kinds.items()):
+        generator = np.random.default_rng([seed, number])
         world.images(split).mkdir(parents=True, exist_ok=True)
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
-        for index, novel in enumerate(kinds):
-            things = _compose(generator, novel)
-            # Ids of the splits differ, as in COCO.
-            entry = _image_entry(index + 1 + stream * 1_000_000, f"{split}-{index:05d}.png")
-            draw(things, generator).save(world.images(split) / entry["file_name"])
-            images.append(entry | {"novel": novel, "objects": [_object_entry(t) for t in things]})
-            for text in captions(things):
-                annotations.append(
-                    {"id": len(annotations) + 1, "image_id": entry["id"], "caption": text}
-                )
+        # Ids of the splits differ, as in COCO.
+        images = [
+            _draw_image(index + 1 + number * _IDS_A_SPLIT, generator, wanted, world, split)
+            for index, wanted in enumerate(novel)
+        ]
         document = {
             "info": {"description": "captionbeam's toy world", "seed": seed},
             "images": images,
-            "annotations": annotations,
+            "annotations": [
+                {"id": image["id"], "image_id": image["id"], "caption": image.pop("caption")}
+                for image in images
+            ],
         }
         world.annotations(split).write_text(json.dumps(document, indent=1), encoding="utf-8")
     return world
 
 
-def captions(things: Sequence[Thing]) -> list[str]:
-    """All that may be said of a scene; its first object lies left of or above the second."""
+def caption(things: Sequence[Thing]) -> str:
+    """What is said of a scene; its first object lies left of or above the second."""
     first = things[0]
     if len(things) == 1:
-        return [f"{first.name} at the {first.place}"]
+        return f"{first.name} at the {first.place}"
     second = things[1]
     beside = PLACES[first.place][1] == PLACES[second.place][1]
-    return [f"{first.name} {'left of' if beside else 'above'} {second.name}"]
+    return f"{first.name} {'left of' if beside else 'above'} {second.name}"
 
 
 def draw(things: Sequence[Thing], generator: np.random.Generator) -> Image.Image:
     """The picture of a scene, on a plain ground of some light grey."""
     side = SIDE * _OVERSAMPLING
-    ground = tuple(int(value) for value in generator.integers(*_BACKGROUND) + np.zeros(3, int))
-    picture = Image.new("RGB", (side, side), ground)
+    grey = int(generator.integers(*_BACKGROUND))
+    picture = Image.new("RGB", (side, side), (grey, grey, grey))
     pen = ImageDraw.Draw(picture)
     for thing in things:
         left, top, width, height = (value * _OVERSAMPLING for value in thing.bbox)
-        box = (left, top, left + width - 1, top + height - 1)
+        right, bottom = left + width - 1, top + height - 1
         if thing.words[2] == "triangle":
-            pen.polygon(
-                [(left, top + height), (left + width, top + height), (left + width // 2, top)],
-                fill=thing.fill,
-            )
+            corners = [(left, bottom), (right, bottom), ((left + right) // 2, top)]
+            pen.polygon(corners, fill=thing.fill)
         else:
-            pen.rectangle(box, fill=thing.fill)
+            pen.rectangle((left, top, right, bottom), fill=thing.fill)
     return picture.reduce(_OVERSAMPLING)
 
 
@@ -207,12 +201,25 @@ def _thing(generator: np.random.Generator, words: Words, spot: tuple[int, int]) 
     return Thing(words, place, (left, top, size, size), (red, green, blue))
 
 
-def _image_entry(image_id: int, file_name: str) -> dict[str, Any]:
-    return {"id": image_id, "file_name": file_name, "width": SIDE, "height": SIDE}
-
-
-def _object_entry(thing: Thing) -> dict[str, Any]:
-    return {"name": thing.words[2], "bbox": list(thing.bbox), "words": list(thing.words)}
+def _draw_image(
+    image_id: int, generator: np.random.Generator, novel: bool, world: World, split: str
+) -> dict[str, Any]:
+    """Save a picture; returns its entry, and its caption beside."""
+    things = _compose(generator, novel)
+    file_name = f"{split}-{image_id % _IDS_A_SPLIT:05d}.png"
+    draw(things, generator).save(world.images(split) / file_name)
+    return {
+        "id": image_id,
+        "file_name": file_name,
+        "width": SIDE,
+        "height": SIDE,
+        "novel": novel,
+        "objects": [
+            {"name": thing.words[2], "bbox": list(thing.bbox), "words": list(thing.words)}
+            for thing in things
+        ],
+        "caption": caption(things),
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 from model.errors import InvalidInput
+from model.startup import import_tensorflow
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
             f"--output {args.output}: a number would be taken for a version, expected MODELS/NAME"
         )
 
+    import_tensorflow()
     from export.module import CaptionModule
     from export.saved_model import publish
     from export.verify import verify

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 from model.errors import InvalidInput
+from model.startup import import_tensorflow
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +28,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output.is_dir():
         raise InvalidInput(f"--output {args.output} is a directory, expected a file to write")
 
+    import_tensorflow()
     from model.evaluation import evaluate
 
     report = evaluate(args.records, args.model_dir, args.split, args.beam_width)

@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 from model.config import Config, parse_setting
+from model.startup import import_tensorflow
 
 STRATEGIES = ("auto", "one", "mirrored", "multiworker")
 
@@ -41,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     if args.epochs:
         config = config.updated([("training.epochs", args.epochs)])
 
+    import_tensorflow()
     from model.strategies import make_strategy
     from model.trainer import Run, Trainer
 

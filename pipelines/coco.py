@@ -16,6 +16,7 @@ from pipelines import storage
 from pipelines.annotations import check_unique, index_captions, is_unicode, read_json
 from pipelines.jobs import Item
 
+_NAME = re.compile(r"\w+")
 _SPLIT = re.compile(r"(?P<name>\w+)=(?:(?P<json>.+?\.json)|(?P<any>.+?)):(?!//)(?P<images>.+)")
 
 
@@ -148,7 +149,7 @@ class _Karpathy:
         for position, image in enumerate(images):
             fields = image if isinstance(image, dict) else {}
             name, split = fields.get("filename"), fields.get("split")
-            if not isinstance(name, str) or not re.fullmatch(r"\w+", str(split)):
+            if not (isinstance(name, str) and isinstance(split, str) and _NAME.fullmatch(split)):
                 raise InvalidInput(
                     f"{path}: images[{position}] without filename or split, expected Karpathy's "
                     "dataset JSON"

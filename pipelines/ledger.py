@@ -37,8 +37,8 @@ class Ledger:
 
     def __str__(self) -> str:
         return (
-            f"{self.inputs} inputs = {self.captioned} captioned + {_total(self.failed)} failed "
-            f"+ {_total(self.skipped)} skipped"
+            f"{self.inputs} inputs = {self.captioned} captioned "
+            f"+ {_total('failed', self.failed)} + {_total('skipped', self.skipped)}"
         )
 
     @property
@@ -82,9 +82,12 @@ class WriteSummary:
             raise CheckFailed(
                 f"{len(results)} shards came back, expected {len(expected)}; repeat the command"
             )
-        counted = replace(self._ledger(), failed=failed_by_reason(results))
-        counted = replace(counted, captioned=sum(result.written for result in results))
         found = self._ledger()
+        counted = replace(
+            found,
+            captioned=sum(result.written for result in results),
+            failed=failed_by_reason(results),
+        )
         for result in results:
             found = _add(found, _read_shard(self.job, expected[result.name], result))
         if _plain(counted) != _plain(found) or not _balances(found):
@@ -109,10 +112,22 @@ class WriteSummary:
         return Ledger(inputs, 0, {}, dict(self.skipped))
 
 
-def read_ledger(job: Job) -> Ledger | None:
-    """The ledger of a complete output, else None."""
+def is_complete(job: Job) -> bool:
+    """Whether all shards are there, and the summary; a summary without them is removed."""
+    path = job.path(SUMMARY_FILE)
+    summary = storage.read_json(path)
+    if summary is not None and all(job.result(spec) for spec in job.specs):
+        return True
+    storage.delete_matching(path)
+    return False
+
+
+def read_ledger(job: Job) -> Ledger:
+    """The ledger of a complete output; raises CheckFailed where it is none."""
     summary = storage.read_json(job.path(SUMMARY_FILE))
-    return None if summary is None else Ledger(**summary["ledger"])
+    if summary is None:
+        raise CheckFailed(f"{job.output}: the runner ended without a summary; repeat the command")
+    return Ledger(**summary["ledger"])
 
 
 def _read_shard(job: Job, spec: ShardSpec, result: ShardResult) -> tuple[int, Counter[str]]:
@@ -122,7 +137,7 @@ def _read_shard(job: Job, spec: ShardSpec, result: ShardResult) -> tuple[int, Co
     found = sorted(str(row["key"]) for row in (*captions, *failures))
     wanted = sorted(str(item["key"]) for item in storage.read_json_lines(spec.path))
     if found != wanted:
-        wrong = sorted(((Counter(found) - Counter(wanted)) | (Counter(wanted) - Counter(found))))
+        wrong = sorted((Counter(found) - Counter(wanted)) | (Counter(wanted) - Counter(found)))
         raise CheckFailed(
             f"shard {spec.name}: {wrong[0]!r} (and {len(wrong) - 1} other keys) not in exactly one "
             f"row; delete {job.done_path(spec.name)} and repeat the command"
@@ -161,7 +176,6 @@ def _plain(ledger: Ledger) -> str:
     return json.dumps(asdict(ledger), sort_keys=True)
 
 
-def _total(counts: Mapping[str, int]) -> str:
-    total = sum(counts.values())
+def _total(what: str, counts: Mapping[str, int]) -> str:
     named = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
-    return f"{total} ({named})" if counts else "0"
+    return f"{sum(counts.values())} {what}" + (f" ({named})" if counts else "")

@@ -45,7 +45,7 @@ def read_manifest(where: str, columns: Columns) -> list[dict[str, str]]:
     suffix = Path(where).suffix.lower()
     text = _read_text(where)
     if suffix == ".txt":
-        rows: Iterable[tuple[int, Mapping[str, Any]]] = _lines(text, columns)
+        rows: Iterable[tuple[int, Mapping[str, Any]]] = _lines(where, text, columns)
     elif suffix == ".jsonl":
         rows = _json_objects(where, text)
     else:
@@ -85,10 +85,11 @@ def _read_text(where: str) -> str:
         raise InvalidInput(f"{where}: cannot be read ({error})") from error
 
 
-def _lines(text: str, columns: Columns) -> Iterator[tuple[int, dict[str, str]]]:
+def _lines(where: str, text: str, columns: Columns) -> Iterator[tuple[int, dict[str, str]]]:
     if columns.id is not None:
         raise InvalidInput(
-            f"--id_column {columns.id}: a .txt manifest has no columns; take .csv, .tsv or .jsonl"
+            f"{where}: a .txt manifest has no columns, so no --id_column {columns.id}; "
+            "take .csv, .tsv or .jsonl"
         )
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():

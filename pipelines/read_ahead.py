@@ -1,7 +1,7 @@
 """Ordered look-ahead: the next batch is read and decoded while the model works on this one."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ def read_ahead(
     *,
     threads: int,
     ahead: int,
-) -> Iterator[tuple[Item, Loaded | ItemFailure]]:
+) -> Generator[tuple[Item, Loaded | ItemFailure], None, None]:
     """Load items in threads, at most `ahead` of them before they are asked for.
 
     Memory is bounded by `ahead` loaded items, whatever the number of items.

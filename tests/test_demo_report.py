@@ -69,7 +69,7 @@ def test_the_table_sums_up() -> None:
 
 
 def test_a_ledger_is_a_sum() -> None:
-    ledger = {"inputs": 5, "captioned": 2, "failed": {"empty": 1, "dns": 2}, "skipped": 0}
+    ledger = {"inputs": 5, "captioned": 2, "failed": {"empty": 1, "dns": 2}, "skipped": {}}
     assert ledger_line("urls", ledger) == (
-        "urls: 5 inputs = 2 captioned + 3 failed (empty 1, dns 2) + 0 skipped"
+        "urls: 5 inputs = 2 captioned + failed 3 (empty 1, dns 2) + skipped 0"
     )

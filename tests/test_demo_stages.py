@@ -110,7 +110,11 @@ def test_the_live_line_shows_what_the_stage_says(tmp_path: Path) -> None:
 
     stream = Terminal()
     # Runs until the live line has shown its word: no clock decides this test.
-    code = "import pathlib, sys, time\nprint('step 7')\nwhile not pathlib.Path(sys.argv[1]).exists(): time.sleep(0.01)"
+    code = (
+        "import pathlib, sys, time\n"
+        "print('step 7')\n"
+        "while not pathlib.Path(sys.argv[1]).exists(): time.sleep(0.01)"
+    )
     flag = tmp_path / "seen"
 
     class Watched(Terminal):

@@ -87,9 +87,7 @@ def test_a_box_holds_its_object_and_nothing_else_is_drawn(world: World) -> None:
             assert rows[0] <= 1
             assert (rows[-1], columns[0], columns[-1]) == (height - 1, 0, width - 1)
             centre = pixels[top + height * 2 // 3, left + width // 2]
-            distances = {
-                name: np.abs(centre - colour).sum() for name, colour in COLOURS.items()
-            }
+            distances = {name: np.abs(centre - colour).sum() for name, colour in COLOURS.items()}
             assert min(distances, key=lambda name: distances[name]) == item["words"][1]
             # A triangle fills half of its box.
             assert (box.mean() < 0.75) == (item["words"][2] == item["name"] == "triangle")

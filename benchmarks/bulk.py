@@ -1,0 +1,92 @@
+"""Bulk captioning in-process, beam of three, ÷ bare ResNet50 on images already decoded.
+
+The model has the default sizes, a vocabulary of 10,000 words and untrained weights, so that
+every caption runs to its full length: the most that a search can cost.
+"""
+
+import itertools
+import tempfile
+from pathlib import Path
+
+import keras
+
+from benchmarks.bare import BATCH, bare_forward
+from benchmarks.photographs import Photographs, decoded, lay_out
+from benchmarks.ratio import compare, rate, report
+from export import saved_model
+from export.module import CaptionModule
+from model.captioner import Captioner
+from model.checkpoints import Trained
+from model.config import Config
+from model.encoder import NAME, Encoder, EncoderSettings
+from model.preprocessing import fingerprint
+from model.records import MANIFEST_FILE, VOCABULARY_FILE, Manifest
+from model.vocabulary import Vocabulary
+from pipelines.bulk_job import BulkConfig, caption_all
+from pipelines.captioning import Clients, Target
+from pipelines.manifests import DEFAULT_URL_COLUMN, Columns
+
+COUNT = 20 * BATCH
+TARGET = 0.80
+WORDS = 10_000
+SETTINGS = EncoderSettings("random:0")
+
+
+def main() -> None:
+    """Measure and report."""
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        photographs = lay_out(root / "photographs", COUNT)
+        images = decoded(photographs, BATCH, SETTINGS.image_size)
+        clients = Clients(Target(str(export_untrained(root)), None, "captioner"))
+        with clients.open() as client:
+            client.caption([path.read_bytes() for path in _first_batch(photographs)])
+            number = itertools.count()
+
+            def bulk() -> float:
+                config = BulkConfig(str(root / f"captions-{next(number)}"), batch_size=BATCH)
+                columns = Columns(DEFAULT_URL_COLUMN, None)
+                where = str(photographs.images)
+                return rate(lambda: caption_all(where, columns, clients, config), COUNT)
+
+            value, sides = compare(bulk, bare_forward(images, COUNT))
+    report(
+        "bulk_in_process_to_bare_resnet50",
+        value,
+        f">={TARGET}",
+        f"images/s of bulk, beam width {Config().search.beam_width}, full-length captions / of "
+        f"bare ResNet50 at batch {BATCH}, {COUNT} images: {sides}",
+    )
+
+
+def export_untrained(root: Path) -> Path:
+    """Publish an untrained model of the default sizes; MODELS/NAME."""
+    encoder = Encoder(SETTINGS)
+    vocabulary = Vocabulary.build({f"word{index}": 1 for index in range(WORDS)}, 1)
+    manifest = Manifest(
+        fingerprint=fingerprint(SETTINGS.image_size, SETTINGS.grid_size),
+        image_size=SETTINGS.image_size,
+        grid_size=SETTINGS.grid_size,
+        grid_shape=encoder.grid_shape,
+        encoder={"name": NAME, "weights": SETTINGS.weights, "digest": encoder.digest},
+        vocabulary={"digest": vocabulary.digest, "size": len(vocabulary), "min_word_count": 1},
+        max_words=Config().search.max_length,
+        splits={},
+        ledger={},
+        caption_ledger={},
+    )
+    model_dir = root / "model"
+    model_dir.mkdir()
+    (model_dir / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+    vocabulary.save(model_dir / VOCABULARY_FILE)
+    keras.utils.set_random_seed(0)
+    config = Config()
+    captioner = Captioner(config.decoder, len(vocabulary), manifest.grid_shape)
+    trained = Trained(captioner, vocabulary, config, manifest, step=0)
+    name_dir = root / "models" / "captioner"
+    saved_model.publish(CaptionModule(trained, encoder), model_dir, name_dir, lambda _: None)
+    return name_dir
+
+
+def _first_batch(photographs: Photographs) -> list[Path]:
+    return sorted(photographs.images.iterdir())[:BATCH]

@@ -1,0 +1,68 @@
+"""Photographs to measure on: coco80's where they are, else drawn ones of the same size."""
+
+import io
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from model.image_bytes import canonicalise
+from model.preprocessing import prepare
+
+_COCO80 = Path(__file__).parents[2] / "shared" / "data" / "coco80" / "images"
+_DRAWN, _DRAWN_SIZE = 32, (640, 480)
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """A folder of photographs, and COCO annotations of them.
+
+    Attributes:
+      images: the folder.
+      annotations: COCO captions JSON.
+      count: photographs.
+    """
+
+    images: Path
+    annotations: Path
+    count: int
+
+
+def lay_out(directory: Path, count: int) -> Photographs:
+    """Fill a folder with `count` photographs, a few repeated under other names."""
+    images = directory / "images"
+    images.mkdir(parents=True)
+    originals = list(_originals())
+    listed, captions = [], []
+    for index, data in zip(range(count), itertools.cycle(originals), strict=False):
+        name = f"{index:06d}.jpg"
+        (images / name).write_bytes(data)
+        listed.append({"id": index, "file_name": name})
+        captions.append({"id": index, "image_id": index, "caption": f"photograph {index % 7}"})
+    annotations = directory / "captions.json"
+    annotations.write_text(json.dumps({"images": listed, "annotations": captions}))
+    return Photographs(images, annotations, count)
+
+
+def decoded(photographs: Photographs, batch_size: int, image_size: int) -> np.ndarray:
+    """The first batch as the network takes it: float32 [N, S, S, 3]."""
+    paths = sorted(photographs.images.iterdir())[:batch_size]
+    images = [canonicalise(path.read_bytes()).data for path in paths]
+    return np.stack([prepare(tf.constant(image), image_size).numpy() for image in images])
+
+
+def _originals() -> Iterator[bytes]:
+    if _COCO80.is_dir():
+        yield from (path.read_bytes() for path in sorted(_COCO80.iterdir()))
+        return
+    generator = np.random.default_rng(0)
+    for _ in range(_DRAWN):
+        coarse = generator.integers(0, 255, (60, 80, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(coarse).resize(_DRAWN_SIZE).save(file, "JPEG", quality=90)
+        yield file.getvalue()

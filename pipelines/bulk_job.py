@@ -1,0 +1,113 @@
+"""Bulk captioning as a job: inputs → shards → captions, failures and a summary.
+
+What is heavy is imported inside the functions: the command reads its defaults from here and
+must answer a wrong flag at once.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipelines.captioning import CaptionSettings, Clients
+    from pipelines.jobs import Job
+    from pipelines.ledger import Ledger
+    from pipelines.sources import Columns, Sources
+
+CAPTIONS_FILE = "captions-{name}.jsonl"
+FAILURES_FILE = "failures-{name}.jsonl"
+
+
+@dataclass(frozen=True)
+class BulkConfig:
+    """Settings of a bulk job.
+
+    Attributes:
+      output: OUTPUT directory.
+      allow_private: networks that URLs may lead to although they are not public.
+      batch_size: images in one request.
+      shard_size: images in one shard, about.
+      max_failure_rate: failed ÷ all images above which the job does not pass.
+    """
+
+    output: str
+    allow_private: tuple[str, ...] = ()
+    batch_size: int = 32
+    shard_size: int = 512
+    max_failure_rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        for name in ("batch_size", "shard_size"):
+            if getattr(self, name) < 1:
+                raise InvalidInput(f"--{name} {getattr(self, name)}: expected 1 or more")
+        if not 0 <= self.max_failure_rate <= 1:
+            raise InvalidInput(f"--max_failure_rate {self.max_failure_rate}: expected 0 to 1")
+
+
+def caption_all(
+    where: str,
+    columns: "Columns",
+    clients: "Clients",
+    config: BulkConfig,
+    beam_args: "Sequence[str]" = (),
+) -> "Ledger":
+    """Captions an input, or finds it captioned.
+
+    Args:
+      where: directory, glob or manifest.
+      columns: where a manifest keeps what.
+      clients: where captions come from.
+      config: settings.
+      beam_args: flags of Beam.
+
+    Returns:
+      The checked ledger.
+
+    Raises:
+      CaptionbeamError: the input, the output or the model cannot be used; the model failed;
+        the ledger does not balance.
+    """
+    from pipelines.addresses import AddressRules
+    from pipelines.captioning import CaptionSettings, CaptionShard
+    from pipelines.ledger import WriteSummary, is_complete, read_ledger
+    from pipelines.shards import run_job
+    from pipelines.sources import list_sources
+
+    AddressRules(config.allow_private)
+    _check_apart(where, config.output)
+    found = list_sources(where, columns)
+    with clients.open() as client:
+        name, version = client.model
+        settings = CaptionSettings(name, version, config.batch_size, config.allow_private)
+        job = _plan(found, settings, config)
+        if is_complete(job):
+            print(f"{config.output} is complete; nothing to do")
+        else:
+            work = CaptionShard(clients.pinned(version), settings)
+            publish = WriteSummary(job, found.skipped, {"name": name, "version": version})
+            run_job(job, work, publish, beam_args)
+    return read_ledger(job)
+
+
+def _plan(found: "Sources", settings: "CaptionSettings", config: BulkConfig) -> "Job":
+    """Cuts the items into shards; raises InvalidInput where OUTPUT holds another job."""
+    from pipelines.jobs import Job, assign, plan_job
+
+    count = -(-len(found.items) // config.shard_size)
+    shards = {
+        f"{index:05d}-of-{count:05d}": items
+        for index, items in enumerate(assign(found.items, count))
+    }
+    decisive = {**asdict(settings), "shard_size": config.shard_size, "skipped": found.skipped}
+    return plan_job(Job("bulk", config.output, CAPTIONS_FILE, FAILURES_FILE), shards, decisive)
+
+
+def _check_apart(where: str, output: str) -> None:
+    """Raises InvalidInput where results would become inputs of the next run."""
+    if Path(where).is_dir() and Path(output).resolve().is_relative_to(Path(where).resolve()):
+        raise InvalidInput(f"--output {output}: lies in --input {where}; take one outside it")

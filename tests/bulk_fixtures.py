@@ -1,0 +1,156 @@
+"""Images of every kind, and a model of fake but content-dependent captions."""
+
+import hashlib
+import io
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipelines.captioning import Target
+from serving import contract
+from serving.client import Client
+from serving.errors import INVALID_ARGUMENT, CallFailed
+from serving.metadata import ModelMetadata, Signature, TensorSpec
+from serving.retry import Retries
+
+NAME, VERSION = "fake", 3
+POISON_COLOUR = (255, 0, 0)
+TOKENS = 2
+
+
+class World:
+    """What the fake model does next; one for the process, as tests and runner share it."""
+
+    versions: Sequence[int] = (VERSION,)
+    unavailable_after: int | None = None
+    not_finite: bool = False
+    batches: list[int]
+    connects = 0
+
+    @classmethod
+    def reset(cls) -> None:
+        cls.versions, cls.unavailable_after, cls.not_finite = (VERSION,), None, False
+        cls.batches, cls.connects = [], 0
+
+
+def connect_fake(target: Target) -> Client:
+    """Picklable by reference; each connection sees the next of `World.versions`."""
+    del target
+    version = World.versions[min(World.connects, len(World.versions) - 1)]
+    World.connects += 1
+    return Client(FakeTransport(version), retries=Retries(attempts=1))
+
+
+def fake_caption(canonical: bytes) -> str:
+    return f"photo {hashlib.sha256(canonical).hexdigest()[:8]}"
+
+
+def fake_log_prob(canonical: bytes) -> float:
+    return -float(hashlib.sha256(canonical).digest()[0]) / 8
+
+
+class FakeTransport:
+    """Refuses a whole request with a red first pixel in it, as TensorFlow does."""
+
+    def __init__(self, version: int) -> None:
+        self._version = version
+
+    def predict(
+        self, signature: str, image_bytes: Sequence[bytes], timeout_s: float
+    ) -> dict[str, np.ndarray]:
+        assert signature == contract.SERVING_DEFAULT
+        assert timeout_s > 0
+        World.batches.append(len(image_bytes))
+        if World.unavailable_after is not None and len(World.batches) > World.unavailable_after:
+            raise CallFailed("UNAVAILABLE", "the server went away")
+        if any(is_poison(data) for data in image_bytes):
+            raise CallFailed(INVALID_ARGUMENT, "an image that the model refuses")
+        count = len(image_bytes)
+        scores = [float("nan") if World.not_finite else fake_log_prob(x) for x in image_bytes]
+        return {
+            contract.CAPTION: np.array([fake_caption(x).encode() for x in image_bytes], object),
+            contract.LOG_PROB: np.array(scores, np.float32),
+            contract.TOKEN_IDS: np.ones((count, TOKENS), np.int32),
+            contract.LENGTH: np.full(count, TOKENS, np.int32),
+        }
+
+    def metadata(self, timeout_s: float) -> ModelMetadata:
+        assert timeout_s > 0
+        return ModelMetadata(
+            NAME,
+            self._version,
+            {
+                name: Signature(_specs(contract.INPUTS), _specs(outputs))
+                for name, outputs in contract.OUTPUTS.items()
+            },
+        )
+
+    def close(self) -> None:
+        pass
+
+
+def _specs(tensors: object) -> dict[str, TensorSpec]:
+    assert hasattr(tensors, "items")
+    return {
+        name: TensorSpec(tensor.dtype, (None,) * len(tensor.dims))
+        for name, tensor in tensors.items()
+    }
+
+
+def is_poison(canonical: bytes) -> bool:
+    with Image.open(io.BytesIO(canonical)) as image:
+        return image.getpixel((0, 0)) == POISON_COLOUR
+
+
+def png(colour: tuple[int, int, int], size: tuple[int, int] = (16, 12)) -> bytes:
+    return encode(Image.new("RGB", size, colour), "PNG")
+
+
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def photo(index: int) -> bytes:
+    """A picture that no other index has."""
+    return png((0, index % 256, index // 256))
+
+
+def png_bomb(side: int = 50_000) -> bytes:
+    """A PNG header that promises side × side pixels, and a few bytes of them."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(bytes(100_000))
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
+
+
+def animated_gif() -> bytes:
+    frames = [Image.new("RGB", (20, 10), colour) for colour in ("blue", "green")]
+    return encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+
+
+def rotated_jpeg() -> bytes:
+    """20 × 10 as stored, 10 × 20 upright."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encode(Image.new("RGB", (20, 10), "navy"), "JPEG", exif=exif)
+
+
+def write_photos(directory: Path, count: int, poison: Sequence[int] = ()) -> Path:
+    """`count` pictures 000.png …; those in `poison` are refused by the fake model."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        data = png(POISON_COLOUR, (16, 12 + index)) if index in poison else photo(index)
+        (directory / f"{index:03d}.png").write_bytes(data)
+    return directory

@@ -1,0 +1,141 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.errors import InvalidInput, ItemFailure, Reason
+from model.progress import Progress
+from pipelines import storage
+from pipelines.jobs import Item, Job, assign, failed_by_reason, plan_job
+from pipelines.sink import Sink
+
+
+def items(*keys: str) -> list[Item]:
+    return [{"key": key, "source": f"/{key}"} for key in keys]
+
+
+def job(tmp_path: Path) -> Job:
+    return Job("stage", str(tmp_path / "out"), "{name}.rows", "_work/failures/{name}.jsonl")
+
+
+def finish(planned: Job, index: int = 0) -> Path:
+    """Write every item of a shard; returns its output file."""
+    spec = planned.specs[index]
+    sink = Sink(planned, spec, Progress("test", None, "rows"))
+    for item in storage.read_json_lines(spec.path):
+        sink.write(item["key"].encode())
+    return Path(planned.path(sink.commit().output.file))
+
+
+def test_assignment_depends_on_the_key_alone() -> None:
+    keys = [f"{number}.jpg" for number in range(200)]
+    shards = assign(items(*keys), 4)
+    assert sorted(item["key"] for shard in shards for item in shard) == sorted(keys)
+    assert assign(items(*reversed(keys)), 4) == shards
+    assert min(map(len, shards)) > 30
+    without = assign(items(*keys[1:]), 4)
+    gone = items(keys[0])[0]
+    assert without == [[item for item in shard if item != gone] for shard in shards]
+    # Golden: the same shard on every machine and Python, or resuming would mix jobs.
+    assert [len(shard) for shard in shards] == [49, 58, 42, 51]
+
+
+def test_specs_hold_the_items_and_the_same_plan_is_found_again(tmp_path: Path) -> None:
+    shards = {"a": items("x", "ü"), "b": []}
+    planned = plan_job(job(tmp_path), shards, {"size": 1})
+    assert [spec.name for spec in planned.specs] == ["a", "b"]
+    assert [storage.read_json_lines(spec.path) for spec in planned.specs] == [shards["a"], []]
+    written = Path(planned.specs[0].path).stat().st_mtime_ns
+    assert plan_job(job(tmp_path), shards, {"size": 1}) == planned
+    assert Path(planned.specs[0].path).stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(
+    ("shards", "settings", "difference"),
+    [
+        ({"a": items("x")}, {"size": 2, "depth": {"x": [1]}}, "size is 1 there, 2 now"),
+        ({"a": items("x")}, {"size": 1, "depth": {"x": 2}}, 'depth is {"x": [1]} there'),
+        ({"a": items("x")}, {"size": 1}, 'depth is {"x": [1]} there, null now'),
+        ({"a": items("y")}, {"size": 1, "depth": {"x": [1]}}, "its inputs are others than"),
+        ({"b": items("x")}, {"size": 1, "depth": {"x": [1]}}, "its inputs are others than"),
+    ],
+)
+def test_another_job_is_refused_once_a_shard_is_finished(
+    tmp_path: Path, shards: dict[str, list[Item]], settings: dict[str, Any], difference: str
+) -> None:
+    finish(plan_job(job(tmp_path), {"a": items("x")}, {"size": 1, "depth": {"x": (1,)}}))
+    with pytest.raises(InvalidInput) as caught:
+        plan_job(job(tmp_path), shards, settings)
+    assert f"holds another job: {difference}" in str(caught.value)
+
+
+def test_a_job_that_finished_nothing_gives_way(tmp_path: Path) -> None:
+    plan_job(job(tmp_path), {"a": items("x")}, {"size": 1})
+    left_over = tmp_path / "out" / "_work" / "vocabulary.json"
+    left_over.write_text("of the first job")
+    planned = plan_job(job(tmp_path), {"b": items("y")}, {"size": 2})
+    assert storage.read_json_lines(planned.specs[0].path) == items("y")
+    assert not left_over.exists()
+    assert [path.name for path in Path(planned.path("_work", "specs")).iterdir()] == ["b.jsonl"]
+
+
+@pytest.mark.parametrize("content", ["{", None])
+def test_an_output_that_cannot_be_used_is_one_line(tmp_path: Path, content: str | None) -> None:
+    if content is None:
+        (tmp_path / "out").write_text("a file")
+    else:
+        (tmp_path / "out" / "_work").mkdir(parents=True)
+        (tmp_path / "out" / "_work" / "job.json").write_text(content)
+    with pytest.raises(InvalidInput, match=r"out: cannot be used .*; take another --output"):
+        plan_job(job(tmp_path), {"a": items("x")}, {})
+
+
+def test_a_result_stands_for_whole_files_of_the_same_items_only(tmp_path: Path) -> None:
+    planned = plan_job(job(tmp_path), {"a": items("x", "y")}, {})
+    spec = planned.specs[0]
+    assert planned.result(spec) is None
+    output = finish(planned)
+    result = planned.result(spec)
+    assert result is not None
+    assert (result.inputs, result.written, result.output.bytes) == (2, 2, 2)
+    output.write_bytes(b"x")
+    assert planned.result(spec) is None
+    output.unlink()
+    assert planned.result(spec) is None
+    output.write_bytes(b"xy")
+    assert planned.result(spec) == result
+    done = Path(planned.done_path("a"))
+    done.write_text(json.dumps({**json.loads(done.read_text()), "digest": "other"}))
+    assert planned.result(spec) is None
+
+
+def test_a_sink_accounts_for_every_item_or_publishes_nothing(tmp_path: Path) -> None:
+    planned = plan_job(job(tmp_path), {"a": items("x", "y", "z")}, {})
+    sink = Sink(planned, planned.specs[0], Progress("test", None, "rows"))
+    sink.write(b"x", words=2)
+    sink.fail_part(items("x")[0], ItemFailure(Reason.INVALID_CAPTION, "empty"))
+    sink.fail(items("y")[0], ItemFailure(Reason.EMPTY, "0 bytes"), words=3)
+    with pytest.raises(RuntimeError, match="shard a: 2 items accounted for, expected 3"):
+        sink.commit()
+    assert not (tmp_path / "out" / "a.rows").exists()
+    sink.write(b"z")
+    result = sink.commit()
+    assert (result.written, result.failed, result.parts_failed, result.counts) == (
+        2,
+        {"empty": 1},
+        {"invalid_caption": 1},
+        {"words": 5},
+    )
+    assert (tmp_path / "out" / "a.rows").read_bytes() == b"xz"
+    rows = storage.read_json_lines(planned.path(result.failures.file))
+    assert rows[1] == {
+        "key": "y",
+        "source": "/y",
+        "stage": "stage",
+        "reason": "empty",
+        "message": "0 bytes",
+    }
+    assert planned.result(planned.specs[0]) == result
+    assert failed_by_reason([result, result]) == {"empty": 2}
+    assert not list((tmp_path / "out").rglob("*.tmp-*"))

@@ -1,0 +1,67 @@
+import threading
+
+import pytest
+
+from model.errors import ItemFailure, Reason
+from pipelines.read_ahead import batches, read_ahead
+
+
+def test_order_is_kept_whatever_finishes_first() -> None:
+    second_is_loaded = threading.Event()
+
+    def load(item: int) -> int:
+        if item == 0:
+            assert second_is_loaded.wait(60)
+        elif item == 1:
+            second_is_loaded.set()
+        return item * 10
+
+    assert list(read_ahead(range(20), load, threads=2, ahead=4)) == [
+        (item, item * 10) for item in range(20)
+    ]
+
+
+def test_the_next_items_load_while_the_first_is_used() -> None:
+    loaded = [threading.Event() for _ in range(10)]
+
+    def load(item: int) -> int:
+        loaded[item].set()
+        return item
+
+    stream = read_ahead(range(10), load, threads=1, ahead=3)
+    assert next(stream) == (0, 0)
+    assert all(event.wait(60) for event in loaded[:4])
+    assert not any(event.is_set() for event in loaded[4:])
+    assert next(stream) == (1, 1)
+    assert loaded[4].wait(60)
+    stream.close()
+    assert not any(event.is_set() for event in loaded[6:])
+
+
+def test_a_failure_is_its_items_result() -> None:
+    failure = ItemFailure(Reason.EMPTY, "0 bytes")
+
+    def load(item: int) -> int:
+        if item == 1:
+            raise failure
+        return item
+
+    assert list(read_ahead(range(3), load, threads=2, ahead=2)) == [(0, 0), (1, failure), (2, 2)]
+
+
+def test_any_other_error_ends_the_iteration() -> None:
+    def load(item: int) -> int:
+        if item == 2:
+            raise OSError("disk")
+        return item
+
+    stream = read_ahead(range(100), load, threads=2, ahead=2)
+    assert [next(stream), next(stream)] == [(0, 0), (1, 1)]
+    with pytest.raises(OSError, match="disk"):
+        next(stream)
+
+
+def test_batches_lose_nothing() -> None:
+    assert list(batches(range(7), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert list(batches(range(6), 3)) == [[0, 1, 2], [3, 4, 5]]
+    assert list(batches([], 3)) == []
