@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path(DEFAULT_OUTPUT), metavar="DIR", help="(%(default)s)"
     )
-    parser.add_argument("--scenes", type=int, default=1400, help="to train on (%(default)s)")
-    parser.add_argument("--steps", type=int, default=800, help="of training (%(default)s)")
+    parser.add_argument("--scenes", type=int, default=2240, help="to train on (%(default)s)")
+    parser.add_argument("--steps", type=int, default=1200, help="of training (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the world (%(default)s)")
 
 

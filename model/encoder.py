@@ -6,6 +6,7 @@ cells with 2,048 features each; a smaller grid is its adaptive average pooling.
 
 import hashlib
 import socket
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -148,8 +149,11 @@ def _build(settings: EncoderSettings) -> keras.Model:
         )
     model = network(None)
     try:
-        model.load_weights(settings.weights)
-    except (ValueError, OSError) as error:
+        with warnings.catch_warnings():
+            # Keras leaves what it does not find in the file at random values, with a warning.
+            warnings.filterwarnings("error", message="Skipping nested container")
+            model.load_weights(settings.weights)
+    except (ValueError, KeyError, OSError, UserWarning) as error:
         raise InvalidInput(
             f"{settings.weights}: not the weights of ResNet50 without top ({error})"
         ) from error

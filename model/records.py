@@ -180,8 +180,8 @@ class Manifest:
             text = path.read_text(encoding="utf-8")
         except OSError as error:
             raise InvalidInput(
-                f"{directory}: no {MANIFEST_FILE}, expected a finished records directory; "
-                "run `captionbeam preprocess` again with the same flags, it goes on where it stopped"
+                f"{directory}: no {MANIFEST_FILE}, expected a finished records directory; run "
+                "`captionbeam preprocess` again with the same flags, it goes on where it stopped"
             ) from error
         return cls.from_json(text, str(path))
 

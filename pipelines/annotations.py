@@ -15,6 +15,11 @@ from pycocotools.coco import COCO
 from model.errors import InvalidInput
 from pipelines import storage
 
+# What every entry must have; anything else is left to pycocotools and to the shards.
+_FIELDS: dict[str, dict[str, type]] = {
+    "images": {"id": int, "file_name": str},
+    "annotations": {"id": int, "image_id": int},
+}
 _INT64 = range(-(2**63), 2**63)
 
 
@@ -54,8 +59,7 @@ def _check_captions(content: Any, path: str) -> dict[str, Any]:
             )
     if not content["annotations"]:
         raise InvalidInput(f"{path}: the list of annotations is empty, expected captions")
-    fields = {"images": {"id": int, "file_name": str}, "annotations": {"id": int, "image_id": int}}
-    for name, kinds in fields.items():
+    for name, kinds in _FIELDS.items():
         for position, entry in enumerate(content[name]):
             for field, kind in kinds.items():
                 _check_field(entry, field, kind, f"{path}: {name}[{position}]")
@@ -70,9 +74,9 @@ def _check_captions(content: Any, path: str) -> dict[str, Any]:
 
 
 def _check_field(entry: Any, field: str, kind: type, where: str) -> None:
-    value = entry.get(field) if isinstance(entry, dict) else None
+    value: Any = entry.get(field) if isinstance(entry, dict) else None
     # bool is an int to Python, and a record stores ids in 64 bits.
-    valid = type(value) is kind and (value in _INT64 if kind is int else is_unicode(value))
+    valid = type(value) is kind and (value in _INT64 if kind is int else is_unicode(str(value)))
     if not valid or value == "":
         expected = "an integer" if kind is int else "a file name"
         raise InvalidInput(f"{where}: {field} is {value!a}, expected {expected}")

@@ -15,7 +15,9 @@ link-local address fails unless --allow_private names its network. Flags of Beam
 
 import argparse
 
+from model.startup import import_tensorflow
 from pipelines.bulk_job import CAPTIONS_FILE, BulkConfig, caption_all
+from serving.contract import DEFAULT_MODEL_NAME
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--model", metavar="MODELS/NAME", help="exported model to run here")
     where.add_argument("--server", metavar="HOST:PORT", help="server to ask")
     parser.add_argument(
-        "--model_name", metavar="NAME", help="what the server calls its model (default: captioner)"
+        "--model_name",
+        metavar="NAME",
+        default=DEFAULT_MODEL_NAME,
+        help="what the server calls its model (default: %(default)s)",
     )
     parser.add_argument("--url_column", metavar="COLUMN", help="URL or path (default: url)")
     parser.add_argument("--id_column", metavar="COLUMN", help="key (default: the URL or path)")
@@ -59,12 +64,12 @@ def run(args: argparse.Namespace) -> int:
         args.shard_size,
         args.max_failure_rate,
     )
+    import_tensorflow()
     from pipelines.captioning import Clients, Target
     from pipelines.manifests import DEFAULT_URL_COLUMN, Columns
-    from serving.client import DEFAULT_MODEL_NAME
 
     columns = Columns(args.url_column or DEFAULT_URL_COLUMN, args.id_column)
-    target = Target(args.model, args.server, args.model_name or DEFAULT_MODEL_NAME)
+    target = Target(args.model, args.server, args.model_name)
     ledger = caption_all(args.input, columns, Clients(target), config, args.beam_args)
     print(f"{ledger}\ncaptions: {args.output.rstrip('/')}/{CAPTIONS_FILE.format(name='*')}")
     ledger.check_failure_rate(config.max_failure_rate)

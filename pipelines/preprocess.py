@@ -11,11 +11,26 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from model.errors import CheckFailed, InvalidInput
+from model.startup import import_tensorflow
 
 if TYPE_CHECKING:
     from pipelines.records_job import Outcome, PreprocessSettings
 
 _TOP_REASONS = 3
+# Omitted ones take the defaults of EncoderSettings and PreprocessSettings, which are too heavy to
+# import for a help text; a test compares the numbers.
+_OPTIONS: dict[str, tuple[type, str]] = {
+    "image_size": (int, "pixels a side of the encoder's input (224)"),
+    "grid_size": (int, "cells a side (7)"),
+    "encoder_weights": (
+        str,
+        "imagenet (downloaded by Keras), random:SEED or a weights file of ResNet50 without top "
+        "(imagenet)",
+    ),
+    "min_word_count": (int, "a word seen less often in train becomes <unk> (5)"),
+    "max_words": (int, "longer captions are cut (20)"),
+    "shard_size": (int, "images a shard, about (512)"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,26 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="dataset_coco.json: put all images in its splits train, restval, val and test",
     )
-    parser.add_argument("--image_size", type=int, default=224, help="pixels a side (%(default)s)")
-    parser.add_argument("--grid_size", type=int, default=7, help="cells a side (%(default)s)")
-    parser.add_argument(
-        "--encoder_weights",
-        default="imagenet",
-        metavar="imagenet|random:SEED|FILE",
-        help="weights of ResNet50 without top (%(default)s, downloaded by Keras)",
-    )
-    parser.add_argument(
-        "--min_word_count",
-        type=int,
-        default=5,
-        help="a word seen less often in train becomes <unk> (%(default)s)",
-    )
-    parser.add_argument(
-        "--max_words", type=int, default=20, help="longer captions are cut (%(default)s)"
-    )
-    parser.add_argument(
-        "--shard_size", type=int, default=512, help="images a shard, about (%(default)s)"
-    )
+    for name, (kind, text) in _OPTIONS.items():
+        parser.add_argument(f"--{name}", type=kind, help=text)
     parser.add_argument(
         "--max_failure_rate",
         type=float,
@@ -67,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.max_failure_rate <= 1:
         raise InvalidInput(f"max_failure_rate {args.max_failure_rate}, expected 0 to 1")
     # Beam and TensorFlow take seconds to import, so that help and wrong flags come first.
+    import_tensorflow()
     from pipelines.records_job import preprocess
 
     outcome = preprocess(_settings(args), args.beam_args)
@@ -81,15 +79,20 @@ def _settings(args: argparse.Namespace) -> "PreprocessSettings":
     from pipelines.records_job import PreprocessSettings
     from pipelines.storage import absolute_path
 
+    encoder = _given(args, weights="encoder_weights", image_size="", grid_size="")
     return PreprocessSettings(
         sources=tuple(map(parse_source, args.split)),
         output=absolute_path(args.output),
         karpathy=args.karpathy,
-        encoder=EncoderSettings(args.encoder_weights, args.image_size, args.grid_size),
-        shard_size=args.shard_size,
-        min_word_count=args.min_word_count,
-        max_words=args.max_words,
+        encoder=EncoderSettings(**encoder),
+        **_given(args, min_word_count="", max_words="", shard_size=""),
     )
+
+
+def _given(args: argparse.Namespace, **fields: str) -> dict[str, Any]:
+    """Settings fields whose flag, of the same name unless another is given, was passed."""
+    values = {field: getattr(args, flag or field) for field, flag in fields.items()}
+    return {field: value for field, value in values.items() if value is not None}
 
 
 def _report(outcome: "Outcome", output: str) -> None:

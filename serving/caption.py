@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from model.errors import InvalidInput, ItemFailure, Reason
-from serving.contract import GRPC_PORT
+from model.startup import import_tensorflow
+from serving.contract import DEFAULT_MODEL_NAME, GRPC_PORT
 
 if TYPE_CHECKING:
     from serving.client import CaptionResult, Client, Explained
@@ -35,7 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--model", metavar="MODELS/NAME", help="exported model to run here")
     where.add_argument("--server", metavar="HOST:PORT", help=f"server to ask (port {GRPC_PORT})")
     parser.add_argument(
-        "--model_name", metavar="NAME", help="what the server calls its model (default: captioner)"
+        "--model_name",
+        metavar="NAME",
+        default=DEFAULT_MODEL_NAME,
+        help="what the server calls its model (default: %(default)s)",
     )
     parser.add_argument(
         "--explain", metavar="DIR", type=Path, help="draw where the model looked at each word"
@@ -53,14 +57,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Captions every image; 1 if one failed. Raises CaptionbeamError for model or server."""
-    from serving.client import DEFAULT_MODEL_NAME, connect
+    import_tensorflow()
+    from serving.client import connect
 
     pictures = _Pictures(args.explain) if args.explain else None
-    name = args.model_name or DEFAULT_MODEL_NAME
     report = _print_json if args.json else _print_text
     failed = 0
     with (
-        connect(model=args.model, server=args.server, model_name=name) as client,
+        connect(model=args.model, server=args.server, model_name=args.model_name) as client,
         _Reader(args.allow_private) as reader,
     ):
         for row in caption_each(args.images, client, reader, pictures):
@@ -81,7 +85,7 @@ def caption_each(
       pictures: draws the attention, if wanted.
 
     Yields:
-      key, caption, log_prob, width, height, model_name and model_version; or key, reason and
+      key, caption, log_prob, width, height, model and model_version; or key, reason and
       message.
     """
     for source in sources:
@@ -114,7 +118,7 @@ def _caption(
         "log_prob": result.log_prob,
         "width": image.width,
         "height": image.height,
-        "model_name": name,
+        "model": name,
         "model_version": version,
     }
 

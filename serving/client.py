@@ -39,7 +39,6 @@ __all__ = ["CaptionResult", "Client", "Explained", "Hypothesis", "connect"]
 # Long enough for a server on another continent, short enough for a person who mistyped.
 CONNECT_TIMEOUT_S = 5.0
 DEFAULT_TIMEOUT_S = 60.0
-DEFAULT_MODEL_NAME = "captioner"
 
 _Answer = TypeVar("_Answer")
 
@@ -172,7 +171,7 @@ def connect(
     *,
     model: str | None,
     server: str | None,
-    model_name: str = DEFAULT_MODEL_NAME,
+    model_name: str = contract.DEFAULT_MODEL_NAME,
     timeout_s: float = DEFAULT_TIMEOUT_S,
 ) -> Client:
     """A client for `--model MODELS/NAME` (in this process) or `--server HOST:PORT`.

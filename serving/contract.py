@@ -22,6 +22,8 @@ CAPTIONS = "captions"
 LOG_PROBS = "log_probs"
 
 GRPC_PORT = 8500
+# What a model is called where nobody says otherwise: MODELS/captioner.
+DEFAULT_MODEL_NAME = "captioner"
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from importlib import metadata
 from pathlib import Path
 
 from model.errors import CaptionbeamError
+from model.startup import import_tensorflow
+from serving.contract import DEFAULT_MODEL_NAME
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 
@@ -54,7 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags."""
     parser.add_argument("--server", metavar="HOST:PORT", help="ask this server for its model too")
     parser.add_argument(
-        "--model_name", metavar="NAME", help="what the server calls its model (default: captioner)"
+        "--model_name",
+        metavar="NAME",
+        default=DEFAULT_MODEL_NAME,
+        help="what the server calls its model (default: %(default)s)",
     )
 
 
@@ -118,6 +123,7 @@ def check_packages(distribution: str = "captionbeam") -> Iterator[Finding]:
 def check_devices() -> Iterator[Finding]:
     """Accelerators as TensorFlow sees them."""
     try:
+        import_tensorflow()
         import tensorflow as tf
     except ImportError as error:
         yield Finding(FAIL, f"tensorflow cannot be imported ({error})", "reinstall it")
@@ -193,16 +199,15 @@ def check_java() -> Iterator[Finding]:
         yield Finding(OK, f"java for METEOR and SPICE: {first}")
 
 
-def check_server(server: str | None, model_name: str | None = None) -> Iterator[Finding]:
+def check_server(server: str | None, model_name: str = DEFAULT_MODEL_NAME) -> Iterator[Finding]:
     """Whether a captioner answers at HOST:PORT; nothing without an address."""
     if server is None:
         yield Finding(OK, "no server asked for", "name one with --server HOST:PORT to check it")
         return
-    from serving.client import DEFAULT_MODEL_NAME, connect
+    from serving.client import connect
 
     try:
-        name = model_name or DEFAULT_MODEL_NAME
-        with connect(model=None, server=server, model_name=name) as client:
+        with connect(model=None, server=server, model_name=model_name) as client:
             name, version = client.model
     except CaptionbeamError as error:
         yield Finding(FAIL, f"server {server}", str(error))

@@ -15,6 +15,7 @@ import argparse
 import signal
 import threading
 
+from model.startup import import_tensorflow
 from serving.contract import GRPC_PORT
 
 
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serves until a signal; raises InvalidInput for a model or address that cannot be used."""
+    import_tensorflow()
     from serving.loaded_model import LoadedModel
     from serving.server import Server
 

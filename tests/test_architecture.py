@@ -15,7 +15,7 @@ FOLDERS = ("model", "pipelines", "export", "serving", "demo", "benchmarks")
 COMMANDS = {stage.module for stage in STAGES.values()}
 
 # A folder or file → what it may import of ours: modules, or folders with all their modules.
-FOR_ALL = {"model.errors", "model.progress"}
+FOR_ALL = {"model.errors", "model.progress", "model.startup"}
 MAY_IMPORT = {
     "captionbeam.py": FOR_ALL,
     "model": FOR_ALL | {"model"},

@@ -33,7 +33,7 @@ def test_golden_pixels() -> None:
     """One colour stays one colour: R 200, G 100, B 50 → B, G, R minus the means."""
     pixels = np.full((40, 30, 3), (200, 100, 50), np.uint8)
     image = prepare(tf.constant(encoded(pixels)), 32).numpy()
-    golden = np.broadcast_to(np.float32([-53.939, -16.779, 76.32]), (32, 32, 3))
+    golden = np.broadcast_to(np.array([-53.939, -16.779, 76.32]), (32, 32, 3))
     np.testing.assert_allclose(image, golden, atol=1e-3)
 
 

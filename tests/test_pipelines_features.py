@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from apache_beam.utils.shared import Shared
 
-from model import records
+from model import image_bytes, records
 from model.errors import ItemFailure, Reason
 from model.image_bytes import Canonical, Limits
 from model.vocabulary import Vocabulary
@@ -98,7 +98,7 @@ def test_what_tensorflow_cannot_decode_is_a_failure(
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("none", Reason.MISSING_FILE), ("folder", Reason.UNREADABLE), ("nul\0l", Reason.UNREADABLE)],
+    [("none", Reason.MISSING_FILE), ("folder", Reason.UNREADABLE), ("nul\0l", Reason.MISSING_FILE)],
 )
 def test_files_that_cannot_be_read(tmp_path: Path, name: str, reason: Reason) -> None:
     (tmp_path / "folder").mkdir()
@@ -112,11 +112,13 @@ def test_a_huge_file_is_not_read_to_its_end(
     path = tmp_path / "huge.jpg"
     with path.open("wb") as file:
         file.truncate(50 * 2**30)
-    seen = []
-    canonicalise = features.canonicalise
-    monkeypatch.setattr(
-        features, "canonicalise", lambda data: (seen.append(len(data)), canonicalise(data))[1]
-    )
+    seen: list[int] = []
+
+    def canonicalise(data: bytes) -> Canonical:
+        seen.append(len(data))
+        return image_bytes.canonicalise(data)
+
+    monkeypatch.setattr(features, "canonicalise", canonicalise)
     sink = process(tmp_path, [item(path)])
     assert sink.rows == [("huge.jpg", Reason.TOO_MANY_BYTES)]
     assert seen == [Limits().max_bytes + 1]

@@ -1,8 +1,10 @@
+import argparse
 import json
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +23,7 @@ from model.image_bytes import canonicalise
 from model.preprocessing import prepare
 from model.vocabulary import Vocabulary
 from pipelines import preprocess as command
-from pipelines.coco import Source
+from pipelines.coco import Source, parse_source
 from pipelines.records_job import PreprocessSettings, preprocess
 from tests.preprocess_fixtures import FakeEncoder, calls, jpeg, published, settings, write_split
 
@@ -408,6 +410,27 @@ def test_bad_arguments_end_with_2_and_one_line(
     assert err.startswith(f"captionbeam preprocess: {line.format(world=world)}")
     assert err.count("\n") == 1
     assert out == ""
+
+
+def test_help_names_the_defaults_of_the_settings() -> None:
+    encoder, wanted = EncoderSettings(), PreprocessSettings((), "out")
+    defaults = {
+        "image_size": encoder.image_size,
+        "grid_size": encoder.grid_size,
+        "encoder_weights": encoder.weights,
+        "min_word_count": wanted.min_word_count,
+        "max_words": wanted.max_words,
+        "shard_size": wanted.shard_size,
+    }
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    helps = {action.dest: str(action.help) for action in parser._actions}
+    assert {name: helps[name].rpartition("(")[2] for name in defaults} == {
+        name: f"{value})" for name, value in defaults.items()
+    }
+    assert command._settings(parser.parse_args(["--split=t=a.json:/", "--output=/o"])) == (
+        replace(wanted, sources=(parse_source("t=a.json:/"),), output="/o")
+    )
 
 
 def test_no_training_split_ends_with_2(world: Path) -> None:

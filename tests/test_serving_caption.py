@@ -93,7 +93,7 @@ def test_json_has_a_row_for_each(
         "log_prob": -len(canonical.data) / 4,
         "width": 24,
         "height": 16,
-        "model_name": "captioner",
+        "model": "captioner",
         "model_version": 4,
     }
     for row in rows[:3] + rows[4:]:
