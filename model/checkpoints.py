@@ -106,9 +106,15 @@ class Checkpoints:
         return True
 
 
+def load_records(records_dir: Path) -> tuple[Manifest, Vocabulary]:
+    """Manifest and vocabulary of a RECORDS directory; raises InvalidInput, RecordsMismatch."""
+    manifest = Manifest.load(records_dir)
+    return manifest, load_vocabulary(records_dir, manifest)
+
+
 def adopt_records(
     model_dir: Path, records_dir: Path, config: Config, ignored: Sequence[str] = ("epochs",)
-) -> tuple[Manifest, Vocabulary]:
+) -> None:
     """Make MODEL_DIR belong to these records and settings, or check that it does.
 
     Args:
@@ -117,26 +123,21 @@ def adopt_records(
       config: of the run.
       ignored: training settings that a resumed run may change.
 
-    Returns:
-      Manifest and vocabulary of the records.
-
     Raises:
       RecordsMismatch: the directory belongs to other records.
       InvalidInput: it was made with other settings.
     """
-    manifest = Manifest.load(records_dir)
-    vocabulary = load_vocabulary(records_dir, manifest)
+    manifest, vocabulary = load_records(records_dir)
     if (model_dir / MANIFEST_FILE).exists():
         check_same_grids(Manifest.load(model_dir), manifest, str(records_dir))
         check_digest(vocabulary, load_vocabulary(model_dir).digest, str(model_dir))
         _check_same_config(Config.load(model_dir / CONFIG_FILE), config, model_dir, ignored)
-        return manifest, vocabulary
+        return
     model_dir.mkdir(parents=True, exist_ok=True)
     (model_dir / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
     shutil.copyfile(records_dir / VOCABULARY_FILE, model_dir / VOCABULARY_FILE)
     # Last: its presence says that the directory was set up whole.
     shutil.copyfile(records_dir / MANIFEST_FILE, model_dir / MANIFEST_FILE)
-    return manifest, vocabulary
 
 
 def load_trained(model_dir: Path) -> Trained:

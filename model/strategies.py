@@ -15,17 +15,18 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
         "mirrored" all devices of this machine (logical CPU devices when there is no
         GPU); "multiworker" the machines named in TF_CONFIG.
     """
+    # First: looking for devices starts the runtime, after which no cluster can be joined.
+    if name == "multiworker":
+        if "TF_CONFIG" not in os.environ:
+            raise InvalidInput(
+                "--strategy multiworker: TF_CONFIG is not set, expected the cluster and this "
+                "process's task as JSON"
+            )
+        return tf.distribute.MultiWorkerMirroredStrategy()
     gpus = tf.config.list_logical_devices("GPU")
     if name == "auto":
         name = "mirrored" if len(gpus) > 1 else "one"
     if name == "one":
         return tf.distribute.OneDeviceStrategy(gpus[0].name if gpus else "/cpu:0")
-    if name == "mirrored":
-        devices = gpus or tf.config.list_logical_devices("CPU")
-        return tf.distribute.MirroredStrategy([device.name for device in devices])
-    if "TF_CONFIG" not in os.environ:
-        raise InvalidInput(
-            "--strategy multiworker: TF_CONFIG is not set, expected the cluster and this "
-            "process's task as JSON"
-        )
-    return tf.distribute.MultiWorkerMirroredStrategy()
+    devices = gpus or tf.config.list_logical_devices("CPU")
+    return tf.distribute.MirroredStrategy([device.name for device in devices])

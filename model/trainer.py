@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from model import metrics
 from model.captioner import Captioner
-from model.checkpoints import Checkpoints, Progress, adopt_records
+from model.checkpoints import Checkpoints, Progress, adopt_records, load_records
 from model.config import Config
 from model.dataset import Split, Stream, grid_statistics, training_batches
 from model.decoding import CaptionWriter
@@ -68,7 +68,9 @@ class Trainer:
                 f"training.batch_size {settings.batch_size}, expected a multiple of the "
                 f"{replicas} replicas"
             )
-        manifest, self._vocabulary = adopt_records(run.model_dir, run.records, run.config)
+        manifest, self._vocabulary = load_records(run.records)
+        if self.is_chief:
+            adopt_records(run.model_dir, run.records, run.config)
         self._train_split = Split(run.records, manifest, TRAIN_SPLIT)
         self._validation_split = (
             Split(run.records, manifest, settings.validation_split)

@@ -225,9 +225,7 @@ def test_verify_names_a_caption_that_changed(exported: Exported) -> None:
     other = list(exported.trained.vocabulary.words)
     other[4:] = other[:3:-1]
     trained = dataclasses.replace(exported.trained, vocabulary=Vocabulary(tuple(other)))
-    with pytest.raises(
-        CheckFailed, match=r"sample 0 is captioned .* after reloading"
-    ):
+    with pytest.raises(CheckFailed, match=r"sample 0 is captioned .* after reloading"):
         verify(exported.version_dir, trained, exported.encoder)
 
 

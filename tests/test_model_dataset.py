@@ -35,7 +35,7 @@ def first_captions(split: Split, stream: Stream, steps: int) -> list[str]:
 def test_rows_are_framed_for_teacher_forcing(split: Split) -> None:
     batch = next(iter(training_batches(split, VOCABULARY, Stream(0, 4, NUM_IMAGES))))
     inputs, labels = batch["inputs"].numpy(), batch["labels"].numpy()
-    written = Counter()
+    written: Counter[str] = Counter()
     for row in range(len(inputs)):
         count = int((labels[row] != VOCABULARY.pad_id).sum())
         assert inputs[row, 0] == VOCABULARY.start_id

@@ -105,7 +105,8 @@ def test_greedy_takes_the_best_word_each_time() -> None:
     )
     assert found.tokens.shape == (4, 1, 3)
     for image in range(4):
-        before, last, words = START, START, []
+        before, last = START, START
+        words: list[int] = []
         while len(words) < 3:
             row = table[image, before, last].copy()
             row[[PAD, START]] = -np.inf

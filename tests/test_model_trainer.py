@@ -1,6 +1,8 @@
 """Training: learns, resumes to the bit, gives N replicas the weights of one."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ from model.config import Config
 from model.errors import CheckFailed, InvalidInput, RecordsMismatch
 from model.evaluation import evaluate
 from model.records import Manifest
+from model.strategies import make_strategy
 from model.trainer import Run, Trainer
 from model.vocabulary import Vocabulary
 from tests import tiny
@@ -182,44 +185,100 @@ def test_untrained_model_dir(tmp_path: Path) -> None:
         load_trained(tmp_path)
 
 
-REPLICAS = """
+TRAIN_TWENTY_STEPS = """
 import sys
 from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-cpu = tf.config.list_physical_devices("CPU")[0]
-logical = tf.config.LogicalDeviceConfiguration
-tf.config.set_logical_device_configuration(cpu, [logical(), logical()])
+root, name, strategy = Path(sys.argv[1]), *sys.argv[2:]
+if strategy == "mirrored":
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    logical = tf.config.LogicalDeviceConfiguration
+    tf.config.set_logical_device_configuration(cpu, [logical(), logical()])
 from model.strategies import make_strategy
+chosen = make_strategy(strategy)
 from model.trainer import Run, Trainer
 from tests.test_model_trainer import make_run, silent, weights
 
-found = {}
-for name in ("one", "mirrored"):
-    plain = make_run(Path(sys.argv[1]), name, 20, ("dropout", 0.0), ("clip_norm", 0.5))
-    strategy = make_strategy(name)
-    trainer = Trainer(Run(plain.records, plain.model_dir, plain.config, strategy, plain.steps))
-    trainer.fit(silent)
-    found[name] = weights(trainer)
-    print(name, strategy.num_replicas_in_sync)
-difference = max(np.abs(a - b).max() for a, b in zip(*found.values()))
-print("difference", difference)
+# Clipping is active and lengths are uneven: both tell a wrong order of sum and clip.
+plain = make_run(root, name, 20, ("dropout", 0.0), ("clip_norm", 0.5))
+trainer = Trainer(Run(plain.records, plain.model_dir, plain.config, chosen, plain.steps))
+trainer.fit(silent)
+if trainer.is_chief:
+    np.savez(root / f"{name}.npz", *weights(trainer))
+print("replicas", chosen.num_replicas_in_sync)
 """
 
 
-def test_two_replicas_train_the_weights_of_one(tmp_path: Path) -> None:
-    tiny.make_records(tmp_path / "records")
-    done = subprocess.run(
-        [sys.executable, "-c", REPLICAS, str(tmp_path)],
-        capture_output=True,
+def start(root: Path, name: str, strategy: str, tf_config: str = "") -> subprocess.Popen[str]:
+    environment = os.environ | ({"TF_CONFIG": tf_config} if tf_config else {})
+    command = [sys.executable, "-c", TRAIN_TWENTY_STEPS, str(root), name, strategy]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
         cwd=Path(__file__).parents[1],
-        timeout=300,
+        env=environment,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    lines = dict(line.split() for line in done.stdout.splitlines())
-    assert (lines["one"], lines["mirrored"]) == ("1", "2")
-    # Gradients are added in another order; clipping is active and lengths are uneven.
-    assert float(lines["difference"]) < 1e-5
+
+
+def finish(process: subprocess.Popen[str]) -> int:
+    """Wait for a run; its number of replicas."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-2000:]
+    return int(out.split()[-1])
+
+
+def saved_weights(path: Path) -> list[np.ndarray]:
+    with np.load(path) as arrays:
+        return [arrays[name] for name in arrays.files]
+
+
+@pytest.fixture(scope="module", name="one_device")
+def fixture_one_device(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("replicas")
+    tiny.make_records(root / "records")
+    assert finish(start(root, "one", "one")) == 1
+    return root
+
+
+def assert_same_weights(root: Path, *names: str) -> None:
+    expected = saved_weights(root / "one.npz")
+    for name in names:
+        for one, other in zip(expected, saved_weights(root / f"{name}.npz"), strict=True):
+            # Gradients are added in another order.
+            np.testing.assert_allclose(one, other, atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_two_replicas_train_the_weights_of_one(one_device: Path) -> None:
+    assert finish(start(one_device, "mirrored", "mirrored")) == 2
+    assert_same_weights(one_device, "mirrored")
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_weights_of_one(one_device: Path) -> None:
+    ports = []
+    with socket.socket() as one, socket.socket() as two:
+        for listener in (one, two):
+            listener.bind(("127.0.0.1", 0))
+            ports.append(listener.getsockname()[1])
+    workers = [f"127.0.0.1:{port}" for port in ports]
+    processes = []
+    for index in range(2):
+        task = {"type": "worker", "index": index}
+        tf_config = json.dumps({"cluster": {"worker": workers}, "task": task})
+        # Both look at one MODEL_DIR, as machines with a shared disk do.
+        processes.append(start(one_device, "multiworker", "multiworker", tf_config))
+    assert [finish(process) for process in processes] == [2, 2]
+    assert_same_weights(one_device, "multiworker")
+    history = (one_device / "multiworker" / "history.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in history] == [4, 8, 12, 16, 20]
+
+
+def test_multiworker_without_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    with pytest.raises(InvalidInput, match="TF_CONFIG is not set"):
+        make_strategy("multiworker")

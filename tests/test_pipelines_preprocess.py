@@ -412,7 +412,7 @@ def test_bad_arguments_end_with_2_and_one_line(
     assert out == ""
 
 
-def test_help_names_the_defaults_of_the_settings() -> None:
+def test_help_names_the_defaults_of_the_settings(tmp_path: Path) -> None:
     encoder, wanted = EncoderSettings(), PreprocessSettings((), "out")
     defaults = {
         "image_size": encoder.image_size,
@@ -428,9 +428,10 @@ def test_help_names_the_defaults_of_the_settings() -> None:
     assert {name: helps[name].rpartition("(")[2] for name in defaults} == {
         name: f"{value})" for name, value in defaults.items()
     }
-    assert command._settings(parser.parse_args(["--split=t=a.json:/", "--output=/o"])) == (
-        replace(wanted, sources=(parse_source("t=a.json:/"),), output="/o")
-    )
+    split = f"train=a.json:{tmp_path}"
+    args = parser.parse_args(["--split", split, "--output=/out"])
+    expected = replace(wanted, sources=(parse_source(split),), output="/out")
+    assert command._settings(args) == expected
 
 
 def test_no_training_split_ends_with_2(world: Path) -> None:

@@ -26,9 +26,7 @@ CAPTIONS = (
 
 def make_vocabulary() -> Vocabulary:
     """All words of CAPTIONS."""
-    words = Counter(
-        word for image in CAPTIONS for caption in image for word in tokenise(caption)
-    )
+    words = Counter(word for image in CAPTIONS for caption in image for word in tokenise(caption))
     return Vocabulary.build(words, 1)
 
 
