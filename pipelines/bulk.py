@@ -17,7 +17,7 @@ import argparse
 
 from model.startup import import_tensorflow
 from pipelines.bulk_job import CAPTIONS_FILE, BulkConfig, caption_all
-from serving.contract import DEFAULT_MODEL_NAME
+from serving import flags
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,25 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = BulkConfig("")
     parser.add_argument("--input", required=True, metavar="DIR|GLOB|MANIFEST")
     parser.add_argument("--output", required=True, metavar="OUT", help="directory of the results")
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--model", metavar="MODELS/NAME", help="exported model to run here")
-    where.add_argument("--server", metavar="HOST:PORT", help="server to ask")
-    parser.add_argument(
-        "--model_name",
-        metavar="NAME",
-        default=DEFAULT_MODEL_NAME,
-        help="what the server calls its model (default: %(default)s)",
-    )
+    flags.add_target(parser)
     parser.add_argument("--url_column", metavar="COLUMN", help="URL or path (default: url)")
     parser.add_argument("--id_column", metavar="COLUMN", help="key (default: the URL or path)")
-    parser.add_argument(
-        "--allow_private",
-        metavar="NETWORK",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="private networks that URLs may lead to, such as 127.0.0.0/8",
-    )
+    flags.add_allow_private(parser)
     parser.add_argument("--batch_size", type=int, default=default.batch_size, metavar="N")
     parser.add_argument("--shard_size", type=int, default=default.shard_size, metavar="N")
     parser.add_argument(

@@ -7,7 +7,6 @@ runner, on the number of workers or on an interruption.
 
 import hashlib
 import math
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,14 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from apache_beam.io.filesystem import CompressionTypes
-from apache_beam.io.filesystems import FileSystems
 from apache_beam.utils.shared import Shared
 
 from model.errors import InvalidInput, ItemFailure, Reason
-from model.image_bytes import Canonical, Limits, canonicalise
+from model.image_bytes import Canonical, canonicalise
 from pipelines import storage
 from pipelines.fetch import Fetcher
+from pipelines.image_files import read_image_file
 from pipelines.jobs import Item
 from pipelines.manifests import scheme
 from pipelines.read_ahead import batches, read_ahead
@@ -228,22 +226,5 @@ def _load(fetcher: Fetcher, item: Item) -> _Image:
     if not source:
         raise ItemFailure(Reason.INVALID_URL, "an empty cell, expected a URL or a path")
     is_url = scheme(source) in ("http", "https")
-    data = fetcher.fetch(source) if is_url else _read_file(source)
+    data = fetcher.fetch(source) if is_url else read_image_file(source)
     return _Image(canonicalise(data), hashlib.sha256(data).hexdigest())
-
-
-def _read_file(path: str) -> bytes:
-    try:
-        # Opening a pipe would wait for ever.
-        if scheme(path) is None and stat.S_ISFIFO(Path(path).stat().st_mode):
-            raise ItemFailure(Reason.UNREADABLE, "a pipe, expected a file")
-        with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
-            # One byte over the cap tells canonicalise; the rest of a huge file stays unread.
-            return bytes(file.read(Limits().max_bytes + 1))
-    except FileNotFoundError as error:
-        raise ItemFailure(Reason.MISSING_FILE, "no such file") from error
-    except ItemFailure:
-        raise
-    # Each filesystem's client raises errors of its own.
-    except Exception as error:
-        raise ItemFailure(Reason.UNREADABLE, f"{type(error).__name__}: {error}") from error

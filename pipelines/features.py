@@ -12,10 +12,11 @@ from apache_beam.utils.shared import Shared
 
 from model import records
 from model.errors import ItemFailure, Reason
-from model.image_bytes import Limits, canonicalise
+from model.image_bytes import canonicalise
 from model.preprocessing import prepare
 from model.vocabulary import Vocabulary
 from pipelines import coco, storage
+from pipelines.image_files import read_image_file
 from pipelines.jobs import Item
 from pipelines.read_ahead import batches, read_ahead
 from pipelines.sink import Sink
@@ -110,31 +111,13 @@ class _Captions:
 
 def _load(item: Item, preparer: Callable[[tf.Tensor], tf.Tensor]) -> np.ndarray:
     """Read, validate, decode and normalise one image: float32 [S, S, 3]."""
-    canonical = canonicalise(_read(item["source"]))
+    canonical = canonicalise(read_image_file(item["source"]))
     try:
         return preparer(tf.constant(canonical.data)).numpy()
     except tf.errors.InvalidArgumentError as error:
         raise ItemFailure(
             Reason.DECODE, f"Pillow reads it, TensorFlow does not: {error.message}"
         ) from error
-
-
-def _read(path: str) -> bytes:
-    try:
-        # One byte more than allowed shows that a file is too large without reading it.
-        return storage.read_bytes(path, Limits().max_bytes + 1)
-    except (OSError, ValueError) as error:
-        if isinstance(error, FileNotFoundError) or not _exists(path):
-            raise ItemFailure(Reason.MISSING_FILE, "no such file, expected an image") from error
-        raise ItemFailure(Reason.UNREADABLE, f"{type(error).__name__}: {error}") from error
-
-
-def _exists(path: str) -> bool:
-    try:
-        return storage.exists(path)
-    # What cannot even be looked for is not known to be missing.
-    except (OSError, ValueError):
-        return True
 
 
 def _encode(

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from model.errors import InvalidInput, ItemFailure, Reason
 from model.startup import import_tensorflow
-from serving.contract import DEFAULT_MODEL_NAME, GRPC_PORT
+from serving import flags
 
 if TYPE_CHECKING:
     from serving.client import CaptionResult, Client, Explained
@@ -32,27 +32,12 @@ Read = Callable[[str], bytes]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags."""
     parser.add_argument("images", nargs="+", metavar="IMAGE_OR_URL", help="file, http or https URL")
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--model", metavar="MODELS/NAME", help="exported model to run here")
-    where.add_argument("--server", metavar="HOST:PORT", help=f"server to ask (port {GRPC_PORT})")
-    parser.add_argument(
-        "--model_name",
-        metavar="NAME",
-        default=DEFAULT_MODEL_NAME,
-        help="what the server calls its model (default: %(default)s)",
-    )
+    flags.add_target(parser)
     parser.add_argument(
         "--explain", metavar="DIR", type=Path, help="draw where the model looked at each word"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    parser.add_argument(
-        "--allow_private",
-        metavar="NETWORK",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="private networks that URLs may lead to, such as 127.0.0.0/8",
-    )
+    flags.add_allow_private(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from model.errors import CaptionbeamError
 from model.startup import import_tensorflow
+from serving import flags
 from serving.contract import DEFAULT_MODEL_NAME
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -55,12 +56,7 @@ class Finding:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags."""
     parser.add_argument("--server", metavar="HOST:PORT", help="ask this server for its model too")
-    parser.add_argument(
-        "--model_name",
-        metavar="NAME",
-        default=DEFAULT_MODEL_NAME,
-        help="what the server calls its model (default: %(default)s)",
-    )
+    flags.add_model_name(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "captionbeam.py": FOR_ALL,
     "model": FOR_ALL | {"model"},
     "pipelines": FOR_ALL
-    | {"pipelines", "serving.client", "serving.contract", "serving.errors"}
+    | {"pipelines", "serving.client", "serving.contract", "serving.errors", "serving.flags"}
     | {f"model.{name}" for name in ("image_bytes", "preprocessing", "encoder")}
     | {f"model.{name}" for name in ("vocabulary", "records")},
     "export": FOR_ALL | {"export", "model", "serving.contract"},
