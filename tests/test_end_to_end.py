@@ -23,14 +23,14 @@ from model.vocabulary import tokenise
 
 COCO80 = Path(__file__).parents[1].parent / "shared" / "data" / "coco80"
 PHOTOGRAPHS = 16
-STEPS = 320
+STEPS = 500
 SETTINGS = {
     "batch_size": PHOTOGRAPHS,
     "hidden_size": 128,
     "embedding_size": 128,
     "attention_size": 64,
     "dropout": 0.0,
-    "learning_rate": 5e-3,
+    "learning_rate": 4e-3,
     "warmup_steps": 20,
     "max_length": 40,
     "validation_steps": STEPS,
