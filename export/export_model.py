@@ -9,16 +9,16 @@ and monitoring.config for the server.
 """
 
 import argparse
-from pathlib import Path
 
+from model.arguments import local_path
 from model.errors import InvalidInput
 from model.startup import import_tensorflow
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `captionbeam export`."""
-    parser.add_argument("--model_dir", type=Path, required=True, help="made by train")
-    parser.add_argument("--output", type=Path, required=True, help="MODELS/NAME")
+    parser.add_argument("--model_dir", type=local_path, required=True, help="made by train")
+    parser.add_argument("--output", type=local_path, required=True, help="MODELS/NAME")
     parser.add_argument(
         "--encoder_weights", help="where the encoder's weights file lies now, if it was moved"
     )

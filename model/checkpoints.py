@@ -147,6 +147,10 @@ def load_trained(model_dir: Path) -> Trained:
       InvalidInput: nothing trained there.
       RecordsMismatch: the vocabulary is not the one it was trained with.
     """
+    if not (model_dir / MANIFEST_FILE).is_file():
+        raise InvalidInput(
+            f"{model_dir}: no {MANIFEST_FILE}, expected a directory of `captionbeam train`"
+        )
     manifest = Manifest.load(model_dir)
     config = Config.load(model_dir / CONFIG_FILE)
     best = tf.train.latest_checkpoint(str(model_dir / BEST_DIR))

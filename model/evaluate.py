@@ -8,19 +8,19 @@ and their data are there, otherwise the report says why they are missing.
 
 import argparse
 import json
-from pathlib import Path
 
+from model.arguments import local_path, positive
 from model.errors import InvalidInput
 from model.startup import import_tensorflow
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `captionbeam evaluate`."""
-    parser.add_argument("--records", type=Path, required=True, help="made by preprocess")
-    parser.add_argument("--model_dir", type=Path, required=True, help="made by train")
+    parser.add_argument("--records", type=local_path, required=True, help="made by preprocess")
+    parser.add_argument("--model_dir", type=local_path, required=True, help="made by train")
     parser.add_argument("--split", default="val", help="split to caption (default: %(default)s)")
-    parser.add_argument("--output", type=Path, required=True, help="the report, JSON")
-    parser.add_argument("--beam_width", type=int, help="instead of the model's own")
+    parser.add_argument("--output", type=local_path, required=True, help="the report, JSON")
+    parser.add_argument("--beam_width", type=positive, help="instead of the model's own")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ captions of the validation split), TensorBoard events and history.jsonl.
 import argparse
 from pathlib import Path
 
+from model.arguments import local_path, positive
 from model.config import Config, parse_setting
 from model.startup import import_tensorflow
 
@@ -19,12 +20,12 @@ STRATEGIES = ("auto", "one", "mirrored", "multiworker")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `captionbeam train`."""
-    parser.add_argument("--records", type=Path, required=True, help="made by preprocess")
-    parser.add_argument("--model_dir", type=Path, required=True, help="what training keeps")
+    parser.add_argument("--records", type=local_path, required=True, help="made by preprocess")
+    parser.add_argument("--model_dir", type=local_path, required=True, help="what training keeps")
     parser.add_argument("--config", type=Path, help="JSON of settings by section")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=_positive, help="steps in all, resumed runs included")
-    length.add_argument("--epochs", type=_positive, help="passes over the training split")
+    length.add_argument("--steps", type=positive, help="steps in all, resumed runs included")
+    length.add_argument("--epochs", type=positive, help="passes over the training split")
     parser.add_argument("--strategy", choices=STRATEGIES, default="auto")
     parser.add_argument(
         "--set",
@@ -49,10 +50,3 @@ def run(args: argparse.Namespace) -> int:
     strategy = make_strategy(args.strategy)
     Trainer(Run(args.records, args.model_dir, config, strategy, args.steps)).fit()
     return 0
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value

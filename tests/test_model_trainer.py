@@ -181,8 +181,12 @@ def test_half_written_checkpoint_is_not_taken(tmp_path: Path) -> None:
 
 
 def test_untrained_model_dir(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"no manifest.json"):
+    with pytest.raises(InvalidInput, match=r"no manifest.json, expected a directory of `captionb"):
         load_trained(tmp_path)
+    run = make_run(tmp_path, "model", 1)
+    Trainer(run)
+    with pytest.raises(InvalidInput, match=r"no checkpoint in best/, expected a trained model"):
+        load_trained(run.model_dir)
 
 
 TRAIN_TWENTY_STEPS = """
