@@ -93,7 +93,6 @@ class Trainer:
             run.model_dir, self.captioner, self.optimizer, self.progress
         )
         self._writer = CaptionWriter(self.captioner, self._vocabulary, run.config.search)
-        self._train_step = tf.function(self._distributed_step, reduce_retracing=True)
 
     @property
     def is_chief(self) -> bool:
@@ -116,11 +115,17 @@ class Trainer:
             return
         settings = self._run.config.training
         validation_steps = settings.validation_steps or self._steps_per_epoch
-        batches = iter(self._batches(step))
+        batches = self._batches(step)
+        # One trace for batches of any length.
+        take_step = tf.function(
+            self._distributed_step,
+            input_signature=[batches.element_spec, tf.TensorSpec([], tf.int32)],
+        )
+        stream = iter(batches)
         line = ProgressLine("train", self.total_steps - step, "steps")
         with self._events().as_default():
             while step < self.total_steps:
-                loss = self._train_step(next(batches), tf.constant(step))
+                loss = take_step(next(stream), tf.constant(step))
                 step += 1
                 last = step == self.total_steps
                 note = ""
@@ -135,10 +140,6 @@ class Trainer:
                     self._save(step)
                 line.advance(note=note)
         line.close()
-
-    def train_step(self, batch: Batch, step: int) -> float:
-        """Take one step on a batch (per-replica values under a strategy); the mean loss."""
-        return float(self._train_step(batch, tf.constant(step)))
 
     def _restore(self, log: Callable[[str], None]) -> int:
         if self._checkpoints.restore():
