@@ -63,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] not in STAGES:
-        _stage_parser().parse_args(arguments or ["--help"])
+        parser = _stage_parser()
+        parser.parse_args(arguments[:1] or ["--help"])
+        parser.error(f"no stage {arguments[0]!r}, expected one of {', '.join(STAGES)}")
     name, stage = arguments[0], STAGES[arguments[0]]
     module = importlib.import_module(stage.module)
     parser = _Parser(

@@ -108,6 +108,11 @@ def test_unknown_stage_is_one_line_that_lists_the_stages() -> None:
     assert all(name in finished.stderr for name in STAGES)
 
 
+def test_a_flag_before_the_stage_is_one_line() -> None:
+    finished = cli("--", "serve")
+    assert (finished.returncode, finished.stderr.count("\n")) == (2, 1)
+
+
 def test_wrong_flag_is_one_line_that_names_it() -> None:
     finished = cli("train", "--records", "R", "--model_dir", "M", "--learning-rate", "1")
     assert finished.returncode == 2
