@@ -3,7 +3,7 @@
     captionbeam demo [--output DIR]
 
 draw → preprocess → train → evaluate → export → serve → bulk over a directory → bulk over a
-manifest of URLs → caption --explain. Takes some minutes on two cores. DIR keeps everything:
+manifest of URLs → caption --explain. Takes about five minutes on two cores. DIR keeps everything:
 logs/STAGE.log, summary.json, the captions, pictures of the attention, and a model that
 TensorFlow Serving can load. A demo that is run again starts anew.
 """
@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path(DEFAULT_OUTPUT), metavar="DIR", help="(%(default)s)"
     )
-    parser.add_argument("--scenes", type=int, default=2240, help="to train on (%(default)s)")
-    parser.add_argument("--steps", type=int, default=1200, help="of training (%(default)s)")
+    parser.add_argument("--scenes", type=int, default=3000, help="to train on (%(default)s)")
+    parser.add_argument("--steps", type=int, default=1300, help="of training (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the world (%(default)s)")
 
 

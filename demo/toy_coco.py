@@ -231,8 +231,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output", required=True, metavar="DIR")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train", type=int, default=2240, help="scenes (%(default)s)")
-    parser.add_argument("--val", type=int, default=200, help="held-out scenes (%(default)s)")
+    parser.add_argument("--train", type=int, default=3000, help="scenes (%(default)s)")
+    parser.add_argument("--val", type=int, default=240, help="held-out scenes (%(default)s)")
     parser.add_argument("--novel", type=int, default=40, help="novel scenes (%(default)s)")
     args = parser.parse_args(argv)
     world = draw_world(

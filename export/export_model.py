@@ -11,6 +11,7 @@ and monitoring.config for the server.
 import argparse
 
 from model.arguments import local_path
+from model.directories import make_directory
 from model.errors import InvalidInput
 from model.startup import import_tensorflow
 
@@ -30,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidInput(
             f"--output {args.output}: a number would be taken for a version, expected MODELS/NAME"
         )
+    make_directory(args.output)
 
     import_tensorflow()
     from export.module import CaptionModule

@@ -105,11 +105,7 @@ def _write_server_files(name_dir: Path) -> None:
     """Write what tensorflow_model_server is started with, beside NAME."""
     models = name_dir.resolve().parent
     config = model_server_config_pb2.ModelServerConfig()
-    names = [
-        child.name
-        for child in models.iterdir()
-        if child.is_dir() and any(version.name.isdecimal() for version in child.iterdir())
-    ]
+    names = [child.name for child in models.iterdir() if _has_versions(child)]
     for name in sorted(names):
         config.model_config_list.config.add(
             name=name, base_path=f"{_CONTAINER_ROOT}/{name}", model_platform="tensorflow"
@@ -131,3 +127,11 @@ def _write_server_files(name_dir: Path) -> None:
         temporary = models / f".{file}-{os.getpid()}"
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(models / file)
+
+
+def _has_versions(directory: Path) -> bool:
+    """Whether a directory is a model's NAME; what may not be looked into is none of ours."""
+    try:
+        return any(path.parent.name.isdecimal() for path in directory.glob("*/saved_model.pb"))
+    except OSError:
+        return False

@@ -1,7 +1,7 @@
 """MODEL_DIR: what a training run keeps, and how a trained captioner is loaded from it."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,15 @@ import keras
 import tensorflow as tf
 
 from model.captioner import Captioner
+from model.compatibility import (
+    check_digest,
+    check_fingerprint,
+    check_same_config,
+    check_same_grids,
+    check_same_records,
+)
 from model.config import CONFIG_FILE, Config
+from model.directories import make_directory
 from model.encoder import Encoder, EncoderSettings
 from model.errors import InvalidInput, RecordsMismatch
 from model.records import MANIFEST_FILE, VOCABULARY_FILE, Manifest
@@ -20,6 +28,8 @@ CHECKPOINTS_DIR = "checkpoints"
 BEST_DIR = "best"
 # The newest may be cut short by a full disk; the one before it is then still there.
 _KEPT = 3
+# What TensorFlow raises for a file cut short or weights of another shape.
+_DAMAGED = (tf.errors.OpError, AssertionError, IndexError, RuntimeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -96,19 +106,35 @@ class Checkpoints:
         """Keep the weights as the best so far."""
         self._best.save(checkpoint_number=step)
 
-    def restore(self) -> bool:
-        """Go on from the newest checkpoint; False when there is none."""
-        newest = self._latest.latest_checkpoint
-        if newest is None:
-            return False
-        status = self._latest.checkpoint.restore(newest)
-        status.assert_existing_objects_matched()
-        return True
+    def restore(self, log: Callable[[str], None]) -> bool:
+        """Go on from the newest checkpoint that can be read; False when there is none at all.
+
+        Args:
+          log: told of each that cannot be read.
+
+        Raises:
+          InvalidInput: there are checkpoints, and none can be read.
+        """
+        paths = self._latest.checkpoints
+        for path in reversed(paths):
+            try:
+                self._latest.checkpoint.restore(path).assert_existing_objects_matched()
+            except _DAMAGED as error:
+                log(f"{path} cannot be read ({_first_line(error)}); trying the one before it")
+            else:
+                return True
+        if paths:
+            raise InvalidInput(
+                f"{Path(paths[-1]).parent}: none of {len(paths)} checkpoints can be read; "
+                "restore them from a copy, or take another --model_dir"
+            )
+        return False
 
 
 def load_records(records_dir: Path) -> tuple[Manifest, Vocabulary]:
     """Manifest and vocabulary of a RECORDS directory; raises InvalidInput, RecordsMismatch."""
     manifest = Manifest.load(records_dir)
+    check_fingerprint(manifest, str(records_dir))
     return manifest, load_vocabulary(records_dir, manifest)
 
 
@@ -131,9 +157,10 @@ def adopt_records(
     if (model_dir / MANIFEST_FILE).exists():
         check_same_grids(Manifest.load(model_dir), manifest, str(records_dir))
         check_digest(vocabulary, load_vocabulary(model_dir).digest, str(model_dir))
-        _check_same_config(Config.load(model_dir / CONFIG_FILE), config, model_dir, ignored)
+        check_same_records(Manifest.load(model_dir), manifest, str(records_dir))
+        check_same_config(Config.load(model_dir / CONFIG_FILE), config, model_dir, ignored)
         return
-    model_dir.mkdir(parents=True, exist_ok=True)
+    make_directory(model_dir)
     (model_dir / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
     shutil.copyfile(records_dir / VOCABULARY_FILE, model_dir / VOCABULARY_FILE)
     # Last: its presence says that the directory was set up whole.
@@ -152,6 +179,7 @@ def load_trained(model_dir: Path) -> Trained:
             f"{model_dir}: no {MANIFEST_FILE}, expected a directory of `captionbeam train`"
         )
     manifest = Manifest.load(model_dir)
+    check_fingerprint(manifest, str(model_dir))
     config = Config.load(model_dir / CONFIG_FILE)
     best = tf.train.latest_checkpoint(str(model_dir / BEST_DIR))
     if best is None:
@@ -159,12 +187,20 @@ def load_trained(model_dir: Path) -> Trained:
             f"{model_dir}: no checkpoint in {BEST_DIR}/, expected a trained model; "
             "run `captionbeam train` until its first validation"
         )
-    saved = _saved_progress(best)
+    try:
+        saved = _saved_progress(best)
+    except _DAMAGED as error:
+        raise InvalidInput(f"{best}: cannot be read ({_first_line(error)})") from error
     vocabulary = load_vocabulary(model_dir)
     check_digest(vocabulary, saved["vocabulary_digest"].decode(), str(model_dir / VOCABULARY_FILE))
     captioner = Captioner(config.decoder, len(vocabulary), manifest.grid_shape)
-    status = tf.train.Checkpoint(captioner=captioner).restore(best)
-    status.assert_existing_objects_matched().expect_partial()
+    try:
+        status = tf.train.Checkpoint(captioner=captioner).restore(best)
+        status.assert_existing_objects_matched().expect_partial()
+    except _DAMAGED as error:
+        raise InvalidInput(
+            f"{best}: does not fit {CONFIG_FILE} or is damaged ({_first_line(error)})"
+        ) from error
     return Trained(captioner, vocabulary, config, manifest, int(saved["step"]))
 
 
@@ -199,48 +235,13 @@ def load_vocabulary(directory: Path, manifest: Manifest | None = None) -> Vocabu
     return vocabulary
 
 
-def check_digest(vocabulary: Vocabulary, expected: str, source: str) -> None:
-    """Refuse a vocabulary that is not the expected one."""
-    if vocabulary.digest != expected:
-        raise RecordsMismatch(
-            f"{source}: vocabulary {vocabulary.digest[:8]}, expected {expected[:8]}; "
-            "use the vocabulary.json that was saved with it"
-        )
-
-
-def check_same_grids(model: Manifest, records: Manifest, source: str) -> None:
-    """Refuse records whose grids were made otherwise than those a model was trained on."""
-    facts: dict[str, tuple[Any, Any]] = {
-        "image size": (records.image_size, model.image_size),
-        "grid size": (records.grid_size, model.grid_size),
-        "preprocessing fingerprint": (records.fingerprint[:8], model.fingerprint[:8]),
-        "encoder weights": (records.encoder["weights"], model.encoder["weights"]),
-        "encoder digest": (records.encoder["digest"][:8], model.encoder["digest"][:8]),
-    }
-    for name, (got, expected) in facts.items():
-        if got != expected:
-            raise RecordsMismatch(
-                f"{source}: {name} {got}, the model expects {expected}; "
-                "preprocess with the model's settings"
-            )
-
-
-def _check_same_config(
-    found: Config, wanted: Config, model_dir: Path, ignored: Sequence[str]
-) -> None:
-    for section in ("decoder", "search", "training"):
-        there, here = getattr(found, section), getattr(wanted, section)
-        for name, value in vars(there).items():
-            if name not in ignored and value != getattr(here, name):
-                raise InvalidInput(
-                    f"{model_dir} was begun with {section}.{name} {value}, now "
-                    f"{getattr(here, name)}; take another --model_dir, or the first run's settings"
-                )
-
-
 def _saved_progress(checkpoint: str) -> dict[str, Any]:
     reader = tf.train.load_checkpoint(checkpoint)
     return {
         name: reader.get_tensor(f"progress/{name}/.ATTRIBUTES/VARIABLE_VALUE")
         for name in ("step", "vocabulary_digest")
     }
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0][:200]

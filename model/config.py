@@ -5,6 +5,7 @@ field, named alone or with its section (`--set dropout=0.3`, `--set decoder.drop
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -201,7 +202,8 @@ def _typed(section: str, attribute: str, value: Any) -> Any:
 
 def _check_range(part: Any, name: str, low: float, high: float | None = None) -> None:
     value = getattr(part, name)
-    if value < low or (high is not None and value > high):
+    in_range = value >= low and (high is None or value <= high)
+    if not (in_range and math.isfinite(value)):
         section = next(key for key, kind in _SECTIONS.items() if isinstance(part, kind))
         allowed = f"at least {low}" if high is None else f"{low} to {high}"
         raise InvalidInput(f"{section}.{name} {value}, expected {allowed}")

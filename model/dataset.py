@@ -32,11 +32,26 @@ class Split:
       directory: RECORDS.
       manifest: of the directory.
       name: of the split.
+
+    Raises:
+      InvalidInput: no such split, or a shard that is not there as the manifest says.
     """
 
     directory: Path
     manifest: Manifest
     name: str
+
+    def __post_init__(self) -> None:
+        """Look at every shard now: TensorFlow would meet a lost one in the middle of an epoch."""
+        for shard in self.manifest.shards(self.name):
+            path = self.directory / shard.file
+            size = path.stat().st_size if path.is_file() else None
+            if size != shard.bytes:
+                found = "no such file" if size is None else f"{size} bytes"
+                raise InvalidInput(
+                    f"{path}: {found}, expected the {shard.bytes} bytes that the manifest names; "
+                    "run `captionbeam preprocess` again with the same flags"
+                )
 
     @property
     def files(self) -> list[str]:

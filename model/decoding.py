@@ -4,6 +4,7 @@ Validation, evaluation and the exported graph all decode through `search_caption
 """
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import tensorflow as tf
@@ -11,6 +12,7 @@ import tensorflow as tf
 from model.captioner import Captioner
 from model.config import SearchConfig
 from model.dataset import Split, images
+from model.progress import Progress
 from model.search import Hypotheses, SearchSettings, beam
 from model.vocabulary import Vocabulary
 
@@ -90,15 +92,21 @@ class CaptionWriter:
           batch_size: images at once.
           limit: most images; 0 is all.
         """
-        for batch in images(split, batch_size, limit):
-            found = self._search(batch["grid"])
-            best = found.tokens[:, 0].numpy()
-            log_probs = found.log_prob[:, 0].numpy()
-            references = batch["captions"].to_list()
-            for row, key in enumerate(batch["key"].numpy()):
-                yield Prediction(
-                    key.decode(),
-                    self._vocabulary.decode(best[row]),
-                    float(log_probs[row]),
-                    tuple(caption.decode() for caption in references[row]),
-                )
+        total = min(limit or split.num_images, split.num_images)
+        with closing(Progress("caption", total, "images")) as line:
+            for batch in images(split, batch_size, limit):
+                yield from self._batch(batch)
+                line.advance(len(batch["key"]))
+
+    def _batch(self, batch: dict[str, tf.Tensor]) -> Iterator[Prediction]:
+        found = self._search(batch["grid"])
+        best = found.tokens[:, 0].numpy()
+        log_probs = found.log_prob[:, 0].numpy()
+        references = batch["captions"].to_list()
+        for row, key in enumerate(batch["key"].numpy()):
+            yield Prediction(
+                key.decode(),
+                self._vocabulary.decode(best[row]),
+                float(log_probs[row]),
+                tuple(caption.decode() for caption in references[row]),
+            )

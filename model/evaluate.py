@@ -10,6 +10,7 @@ import argparse
 import json
 
 from model.arguments import local_path, positive
+from model.directories import make_directory
 from model.errors import InvalidInput
 from model.startup import import_tensorflow
 
@@ -27,12 +28,12 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate; returns the exit code."""
     if args.output.is_dir():
         raise InvalidInput(f"--output {args.output} is a directory, expected a file to write")
+    make_directory(args.output.parent)
 
     import_tensorflow()
     from model.evaluation import evaluate
 
     report = evaluate(args.records, args.model_dir, args.split, args.beam_width)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(
         json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from model import metrics
-from model.checkpoints import check_same_grids, load_trained
+from model.checkpoints import load_trained
+from model.compatibility import check_fingerprint, check_same_grids
 from model.config import SearchConfig
 from model.dataset import Split
 from model.decoding import CaptionWriter, Prediction
@@ -33,6 +34,7 @@ def evaluate(records: Path, model_dir: Path, split: str, beam_width: int | None)
     """
     trained = load_trained(model_dir)
     manifest = Manifest.load(records)
+    check_fingerprint(manifest, str(records))
     check_same_grids(trained.manifest, manifest, str(records))
     chosen = Split(records, manifest, split)
     if chosen.num_images == 0:

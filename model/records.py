@@ -183,6 +183,8 @@ class Manifest:
                 f"{directory}: no {MANIFEST_FILE}, expected a finished records directory; run "
                 "`captionbeam preprocess` again with the same flags, it goes on where it stopped"
             ) from error
+        except UnicodeDecodeError as error:
+            raise InvalidInput(f"{path}: not UTF-8 text ({error.reason}); restore it") from error
         return cls.from_json(text, str(path))
 
     def num_images(self, split: str) -> int:

@@ -22,7 +22,13 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
                 "--strategy multiworker: TF_CONFIG is not set, expected the cluster and this "
                 "process's task as JSON"
             )
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        try:
+            return tf.distribute.MultiWorkerMirroredStrategy()
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidInput(
+                f"--strategy multiworker: TF_CONFIG is not usable ({error}), expected "
+                '{"cluster": {"worker": ["HOST:PORT", …]}, "task": {"type": "worker", "index": 0}}'
+            ) from error
     gpus = tf.config.list_logical_devices("GPU")
     if name == "auto":
         name = "mirrored" if len(gpus) > 1 else "one"
@@ -30,3 +36,12 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
         return tf.distribute.OneDeviceStrategy(gpus[0].name if gpus else "/cpu:0")
     devices = gpus or tf.config.list_logical_devices("CPU")
     return tf.distribute.MirroredStrategy([device.name for device in devices])
+
+
+def is_chief(resolver: tf.distribute.cluster_resolver.ClusterResolver | None) -> bool:
+    """Whether this process of a cluster saves: the chief, or without one the first worker."""
+    if resolver is None or not resolver.task_type:
+        return True
+    if "chief" in resolver.cluster_spec().as_dict():
+        return bool(resolver.task_type == "chief")
+    return bool(resolver.task_id == 0)

@@ -1,8 +1,8 @@
 """Fits the captioner under tf.distribute, and goes on where an earlier run stopped."""
 
-import json
 import math
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from model.config import Config
 from model.dataset import Split, Stream, grid_statistics, training_batches
 from model.decoding import CaptionWriter
 from model.errors import CheckFailed, InvalidInput
+from model.history import History
 from model.losses import masked_cross_entropy
 from model.progress import Progress as ProgressLine
 from model.schedules import learning_rate
+from model.strategies import is_chief
 
 TRAIN_SPLIT = "train"
-HISTORY_FILE = "history.jsonl"
 # Enough for the statistics of a channel over 49 cells an image.
 _STATISTICS_IMAGES = 2048
 _LOG_STEPS = 20
@@ -77,6 +78,11 @@ class Trainer:
             if settings.validation_split in manifest.splits
             else None
         )
+        if self._validation_split is not None and self._validation_split.num_images == 0:
+            raise InvalidInput(
+                f"validation split {settings.validation_split!r} has no images, expected at least "
+                "one; name another with --set validation_split=NAME"
+            )
         self._steps_per_epoch = math.ceil(
             max(self._train_split.num_images, 1) / settings.batch_size
         )
@@ -88,6 +94,7 @@ class Trainer:
             )
             self.optimizer = keras.optimizers.Adam(learning_rate(settings, self.total_steps))
             self.optimizer.build(self.captioner.trainable_variables)
+        self._history = History(run.model_dir)
         self.progress = Progress(self._vocabulary.digest)
         self._checkpoints = Checkpoints(
             run.model_dir, self.captioner, self.optimizer, self.progress
@@ -97,8 +104,7 @@ class Trainer:
     @property
     def is_chief(self) -> bool:
         """Whether this process writes checkpoints, history and events."""
-        resolver = self._strategy.cluster_resolver
-        return resolver is None or not resolver.task_type or resolver.task_id == 0
+        return is_chief(self._strategy.cluster_resolver)
 
     def fit(self, log: Callable[[str], None] = print) -> None:
         """Train to the last step, validating and saving on the way.
@@ -122,8 +128,10 @@ class Trainer:
             input_signature=[batches.element_spec, tf.TensorSpec([], tf.int32)],
         )
         stream = iter(batches)
-        line = ProgressLine("train", self.total_steps - step, "steps")
-        with self._events().as_default():
+        with (
+            closing(ProgressLine("train", self.total_steps - step, "steps")) as line,
+            self._events().as_default(),
+        ):
             while step < self.total_steps:
                 loss = take_step(next(stream), tf.constant(step))
                 step += 1
@@ -139,21 +147,38 @@ class Trainer:
                     self._check_finite(step, float(loss))
                     self._save(step)
                 line.advance(note=note)
-        line.close()
 
     def _restore(self, log: Callable[[str], None]) -> int:
-        if self._checkpoints.restore():
+        if self._checkpoints.restore(log):
             step = int(self.progress.step)
+            self._check_same_step(step)
             log(f"resuming at step {step} of {self.total_steps}")
         else:
             step = 0
+            self._check_same_step(step)
             mean, variance = grid_statistics(
                 self._train_split, self._run.config.training.batch_size, _STATISTICS_IMAGES
             )
             self.captioner.set_grid_statistics(mean, variance)
         if self.is_chief:
-            _keep_history(self._history_path, step)
+            self._history.keep_until(step)
         return step
+
+    def _check_same_step(self, step: int) -> None:
+        """Every process must go on from the same checkpoint."""
+        if self._strategy.num_replicas_in_sync == 1:
+            return
+
+        @tf.function
+        def total() -> tf.Tensor:
+            here = self._strategy.run(lambda: tf.constant(step, tf.float32))
+            return self._strategy.reduce(tf.distribute.ReduceOp.SUM, here, axis=None)
+
+        if float(total()) != float(step) * self._strategy.num_replicas_in_sync:
+            raise InvalidInput(
+                f"{self._run.model_dir}: this process is at step {step}, others are not; "
+                "--model_dir must lie on a disk that all processes share"
+            )
 
     def _batches(self, step: int) -> tf.data.Dataset | tf.distribute.DistributedDataset:
         settings = self._run.config.training
@@ -217,8 +242,7 @@ class Trainer:
             self.progress.step.assign(step)
             self._checkpoints.save_best(step)
             row["best"] = True
-        with self._history_path.open("a", encoding="utf-8") as history:
-            history.write(json.dumps(row) + "\n")
+        self._history.append(row)
         log(", ".join(f"{name} {_short(value)}" for name, value in row.items()))
 
     def _save(self, step: int) -> None:
@@ -243,18 +267,6 @@ class Trainer:
         if self.is_chief:
             return tf.summary.create_file_writer(str(self._run.model_dir / "events"))
         return tf.summary.create_noop_writer()
-
-    @property
-    def _history_path(self) -> Path:
-        return self._run.model_dir / HISTORY_FILE
-
-
-def _keep_history(path: Path, step: int) -> None:
-    """Drop the rows after a checkpoint; the resumed run writes them again."""
-    if path.exists():
-        rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= step]
-        path.write_text("".join(kept), encoding="utf-8")
 
 
 def _short(value: Any) -> str:

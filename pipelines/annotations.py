@@ -44,7 +44,8 @@ def read_json(path: str, expected: str) -> Any:
         return json.loads(storage.read_bytes(path))
     except OSError as error:
         raise InvalidInput(f"{path}: cannot be read ({error}), expected {expected}") from error
-    except ValueError as error:
+    # Brackets nested by the thousand end the parser with the second.
+    except (ValueError, RecursionError) as error:
         raise InvalidInput(
             f"{path}: invalid JSON ({error}), expected {expected}; download it again"
         ) from error

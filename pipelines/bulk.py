@@ -15,8 +15,12 @@ link-local address fails unless --allow_private names its network. Flags of Beam
 
 import argparse
 
+from model.errors import InvalidInput
 from model.startup import import_tensorflow
-from pipelines.bulk_job import CAPTIONS_FILE, BulkConfig, caption_all
+from pipelines.balance import check_failure_rate
+from pipelines.bulk_job import CAPTIONS_FILE, FAILURES_FILE, BulkConfig, caption_all
+from pipelines.manifests import DEFAULT_URL_COLUMN, Columns
+from pipelines.sources import TABLE_SUFFIXES, has_columns
 from serving import flags
 
 
@@ -26,8 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", required=True, metavar="DIR|GLOB|MANIFEST")
     parser.add_argument("--output", required=True, metavar="OUT", help="directory of the results")
     flags.add_target(parser)
-    parser.add_argument("--url_column", metavar="COLUMN", help="URL or path (default: url)")
-    parser.add_argument("--id_column", metavar="COLUMN", help="key (default: the URL or path)")
+    parser.add_argument(
+        "--url_column",
+        metavar="COLUMN",
+        help=f"of a manifest: URL or path (default: {DEFAULT_URL_COLUMN})",
+    )
+    parser.add_argument(
+        "--id_column", metavar="COLUMN", help="of a manifest: key (default: the URL or path)"
+    )
     flags.add_allow_private(parser)
     parser.add_argument("--batch_size", type=int, default=default.batch_size, metavar="N")
     parser.add_argument("--shard_size", type=int, default=default.shard_size, metavar="N")
@@ -49,13 +59,31 @@ def run(args: argparse.Namespace) -> int:
         args.shard_size,
         args.max_failure_rate,
     )
+    columns = _columns(args)
+    model_name = flags.model_name(args)
     import_tensorflow()
     from pipelines.captioning import Clients, Target
-    from pipelines.manifests import DEFAULT_URL_COLUMN, Columns
 
-    columns = Columns(args.url_column or DEFAULT_URL_COLUMN, args.id_column)
-    target = Target(args.model, args.server, args.model_name)
+    target = Target(args.model, args.server, model_name)
     ledger = caption_all(args.input, columns, Clients(target), config, args.beam_args)
-    print(f"{ledger}\ncaptions: {args.output.rstrip('/')}/{CAPTIONS_FILE.format(name='*')}")
-    ledger.check_failure_rate(config.max_failure_rate)
+    output = args.output.rstrip("/")
+    print(f"{ledger}\ncaptions: {output}/{CAPTIONS_FILE.format(name='*')}")
+    rows = f"{output}/{FAILURES_FILE.format(name='*')}"
+    check_failure_rate(ledger.captioned, ledger.failed, config.max_failure_rate, rows)
     return 0
+
+
+def _columns(args: argparse.Namespace) -> Columns:
+    """Where the manifest keeps what; raises InvalidInput for a column of what has none."""
+    given = {
+        field: getattr(args, f"{field}_column")
+        for field in ("url", "id")
+        if getattr(args, f"{field}_column") is not None
+    }
+    if given and not has_columns(args.input):
+        field, name = next(iter(given.items()))
+        raise InvalidInput(
+            f"--{field}_column {name}: --input {args.input} has no columns, expected a manifest "
+            f"({', '.join(TABLE_SUFFIXES)}); leave it out"
+        )
+    return Columns(**given)

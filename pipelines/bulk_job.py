@@ -5,6 +5,8 @@ must answer a wrong flag at once.
 """
 
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,9 +77,10 @@ def caption_all(
     from pipelines.addresses import AddressRules
     from pipelines.captioning import CaptionSettings, CaptionShard
     from pipelines.ledger import WriteSummary, is_complete, read_ledger
-    from pipelines.shards import run_job
+    from pipelines.shards import check_beam_args, run_job
     from pipelines.sources import list_sources
 
+    check_beam_args(beam_args)
     AddressRules(config.allow_private)
     _check_apart(where, config.output)
     found = list_sources(where, columns)
@@ -103,11 +106,44 @@ def _plan(found: "Sources", settings: "CaptionSettings", config: BulkConfig) -> 
         f"{index:05d}-of-{count:05d}": items
         for index, items in enumerate(assign(found.items, count))
     }
-    decisive = {**asdict(settings), "shard_size": config.shard_size, "skipped": found.skipped}
+    # What was passed over decides no row: a stray text file must not keep a job from going on.
+    decisive = {**asdict(settings), "shard_size": config.shard_size}
     return plan_job(Job("bulk", config.output, CAPTIONS_FILE, FAILURES_FILE), shards, decisive)
 
 
 def _check_apart(where: str, output: str) -> None:
     """Raises InvalidInput where results would become inputs of the next run."""
-    if Path(where).is_dir() and Path(output).resolve().is_relative_to(Path(where).resolve()):
+    from pipelines.manifests import MANIFEST_SUFFIXES, scheme
+
+    if scheme(where) is None:
+        if Path(where).is_dir():
+            inside = Path(output).resolve().is_relative_to(Path(where).resolve())
+        else:
+            inside = has_magic(where) and not Path(where).exists() and _reaches(where, output)
+    elif has_magic(where):
+        inside = _reaches(where, output)
+    else:
+        listed = Path(where).suffix.lower() in MANIFEST_SUFFIXES
+        inside = not listed and f"{output}/".startswith(f"{where.rstrip('/')}/")
+    if inside:
         raise InvalidInput(f"--output {output}: lies in --input {where}; take one outside it")
+
+
+def _reaches(pattern: str, output: str) -> bool:
+    """Whether a glob can match OUTPUT or what lies in it."""
+    there, wanted = _parts(output), _parts(pattern)
+    for part, name in zip(wanted, there, strict=False):
+        if "**" in part:
+            return True
+        if not fnmatchcase(name, part):
+            return False
+    return len(wanted) >= len(there)
+
+
+def _parts(path: str) -> list[str]:
+    """The names in a path or URL; those of a local path from the root, without links."""
+    if "://" in path:
+        return path.rstrip("/").split("/")
+    parts = Path(path).absolute().parts
+    literal = next((i for i, part in enumerate(parts) if has_magic(part)), len(parts))
+    return [*Path(*parts[:literal]).resolve().parts, *parts[literal:]]

@@ -35,7 +35,8 @@ class Inputs:
 
     Attributes:
       splits: items by split: key (the file name), source (the path), image_id, and captions
-        as [annotation id, caption] in the file's order; a caption may be any JSON value.
+        as [annotation id, caption] in the file's order; a caption may be any JSON value, a list
+        or object stands empty.
       uncaptioned: images without annotations.
       unassigned: images that Karpathy's file does not name.
       captions: annotations in all, whatever became of them.
@@ -174,10 +175,15 @@ def _items(coco: COCO, source: Source) -> Iterator[Item]:
             "source": f"{source.images}/{image['file_name']}",
             "image_id": image_id,
             "captions": [
-                [annotation["id"], annotation.get("caption")]
+                [annotation["id"], _shallow(annotation.get("caption"))]
                 for annotation in coco.imgToAnns.get(image_id, ())
             ],
         }
+
+
+def _shallow(caption: object) -> object:
+    # Only the type of what is no sentence is told; what nests deeply cannot be written again.
+    return type(caption)() if isinstance(caption, list | dict) else caption
 
 
 def _orphans(coco: COCO, source: Source, stage: str) -> Iterator[dict[str, str]]:

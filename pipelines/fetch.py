@@ -108,23 +108,28 @@ class Fetcher:
             remaining_s = deadline_s - time.monotonic()
             if remaining_s <= 0:
                 raise ItemFailure(Reason.TIMEOUT, f"no answer within {self._timeout_s:g} s")
-            try:
-                found = self._ask(request, remaining_s)
-            except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
-                raise ItemFailure(
-                    Reason.TIMEOUT, f"not done within {self._timeout_s:g} s"
-                ) from error
-            # A certificate stays as it is; asking again cannot help.
-            except (requests.exceptions.SSLError, urllib3.exceptions.SSLError) as error:
-                raise ItemFailure(Reason.CONNECTION, f"TLS: {_cause(error)}") from error
-            except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-                raise _TransientFailure(Reason.CONNECTION, _cause(error)) from error
+            found = self._try(request, remaining_s)
             if isinstance(found, bytes):
                 return found
-            url = urljoin(str(request.url), found)
+            url = _join(str(request.url), found)
         raise ItemFailure(
             Reason.TOO_MANY_REDIRECTS, f"more than {self._max_redirects} redirects; the next: {url}"
         )
+
+    def _try(self, request: requests.PreparedRequest, remaining_s: float) -> bytes | str:
+        """What `_ask` returns; whatever a server may do becomes an ItemFailure."""
+        try:
+            return self._ask(request, remaining_s)
+        except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
+            raise ItemFailure(Reason.TIMEOUT, f"not done within {self._timeout_s:g} s") from error
+        # A certificate stays as it is; asking again cannot help.
+        except (requests.exceptions.SSLError, urllib3.exceptions.SSLError) as error:
+            raise ItemFailure(Reason.CONNECTION, f"TLS: {_cause(error)}") from error
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            raise _TransientFailure(Reason.CONNECTION, _cause(error)) from error
+        # Headers that the libraries below parse without a guard.
+        except ValueError as error:
+            raise ItemFailure(Reason.CONNECTION, f"an unusable answer: {error}") from error
 
     def _ask(self, request: requests.PreparedRequest, remaining_s: float) -> bytes | str:
         """The body, or the address that a redirect gives."""
@@ -140,9 +145,8 @@ class Fetcher:
             response.close()
 
     def _read(self, raw: urllib3.HTTPResponse) -> bytes:
-        announced = raw.headers.get("Content-Length", "")
-        if announced.isascii() and announced.isdecimal() and int(announced) > self._max_bytes:
-            raise _too_many_bytes(announced, self._max_bytes)
+        if _announced_bytes(raw) > self._max_bytes:
+            raise _too_many_bytes(f"over {self._max_bytes}", self._max_bytes)
         body = bytearray()
         for chunk in raw.stream(_CHUNK_BYTES, decode_content=True):
             body += chunk
@@ -175,6 +179,22 @@ def _location(response: requests.Response) -> str:
     if not location:
         raise ItemFailure(Reason.INVALID_URL, f"{response.status_code} without a Location")
     return location
+
+
+def _join(base: str, location: str) -> str:
+    try:
+        return urljoin(base, location)
+    except ValueError as error:
+        raise ItemFailure(Reason.INVALID_URL, f"redirected to {location!r}: {error}") from error
+
+
+def _announced_bytes(raw: urllib3.HTTPResponse) -> float:
+    """The size that the headers give; 0 when they give none."""
+    announced = raw.headers.get("Content-Length", "")
+    if not (announced.isascii() and announced.isdecimal()):
+        return 0
+    # As a float, since `int` refuses thousands of digits; they become infinity.
+    return float(announced)
 
 
 def _check_status(response: requests.Response) -> None:

@@ -165,7 +165,7 @@ def _resolve(
     def look_up() -> None:
         try:
             answers.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except (OSError, UnicodeError) as error:
+        except (OSError, ValueError) as error:
             answers.put(error)
 
     # The resolver knows no deadline; a thread of its own can be left behind.

@@ -17,6 +17,8 @@ from model.errors import InvalidInput
 from pipelines import storage
 
 WORK_DIR = "_work"
+# Beam lists and deletes by patterns, in which these do not stand for themselves.
+_PATTERN_CHARACTERS = "*?["
 Item = Mapping[str, Any]
 """What a shard processes: JSON with at least "key" and "source"."""
 
@@ -101,11 +103,19 @@ class Job:
         return self.path(WORK_DIR, "done", f"{name}.json")
 
     def result(self, spec: ShardSpec) -> ShardResult | None:
-        """The result of a finished shard, or None: not made, or its files are not whole."""
-        fields = storage.read_json(self.done_path(spec.name))
-        if fields is None:
+        """The result of a finished shard, or None: not made, or its files are not whole.
+
+        Raises:
+          OSError: the output directory cannot be read.
+        """
+        try:
+            fields = storage.read_json(self.done_path(spec.name))
+            if fields is None:
+                return None
+            result = ShardResult.from_json(fields)
+        # Cut short or overwritten; making the shard again mends it.
+        except (ValueError, LookupError, TypeError):
             return None
-        result = ShardResult.from_json(fields)
         whole = result.digest == spec.digest and all(
             storage.size(self.path(file.file)) == file.bytes
             for file in (result.output, result.failures)
@@ -126,9 +136,10 @@ def plan_job(job: Job, shards: Mapping[str, Sequence[Item]], settings: Mapping[s
       The job with its specs.
 
     Raises:
-      InvalidInput: the output directory holds finished shards of another job, or cannot be
-        written.
+      InvalidInput: the output directory holds finished shards of another job, cannot be
+        written, or its name is a pattern.
     """
+    _check_name(job.output)
     encoded = {
         name: b"".join(storage.json_line(item) for item in items) for name, items in shards.items()
     }
@@ -182,6 +193,14 @@ def assign(items: Sequence[Item], num_shards: int) -> list[list[Item]]:
 def failed_by_reason(results: Iterable[ShardResult]) -> dict[str, int]:
     """Failed items of all shards, by reason."""
     return dict(sorted(sum((Counter(result.failed) for result in results), Counter()).items()))
+
+
+def _check_name(output: str) -> None:
+    if found := [character for character in _PATTERN_CHARACTERS if character in output]:
+        raise InvalidInput(
+            f"--output {output}: has {' '.join(found)}, expected a name that is no pattern "
+            f"(none of {' '.join(_PATTERN_CHARACTERS)}); take another --output"
+        )
 
 
 def _first_difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

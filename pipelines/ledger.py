@@ -13,10 +13,10 @@ from typing import Any
 
 from model.errors import CheckFailed, InvalidInput
 from pipelines import storage
+from pipelines.balance import equation
 from pipelines.jobs import FileInfo, Job, ShardResult, ShardSpec, failed_by_reason
 
 SUMMARY_FILE = "summary.json"
-_TOP_REASONS = 3
 
 
 @dataclass(frozen=True)
@@ -36,29 +36,7 @@ class Ledger:
     skipped: Mapping[str, int]
 
     def __str__(self) -> str:
-        return (
-            f"{self.inputs} inputs = {self.captioned} captioned "
-            f"+ {_total('failed', self.failed)} + {_total('skipped', self.skipped)}"
-        )
-
-    @property
-    def failure_rate(self) -> float:
-        """Failed ÷ (captioned + failed)."""
-        failed = sum(self.failed.values())
-        return failed / max(self.captioned + failed, 1)
-
-    def check_failure_rate(self, max_failure_rate: float) -> None:
-        """Raises CheckFailed with the commonest reasons when too many failed."""
-        if self.failure_rate <= max_failure_rate:
-            return
-        top = ", ".join(
-            f"{reason} {count}" for reason, count in Counter(self.failed).most_common(_TOP_REASONS)
-        )
-        raise CheckFailed(
-            f"{sum(self.failed.values())} of {self.captioned + sum(self.failed.values())} images "
-            f"failed ({self.failure_rate:.0%}), expected at most {max_failure_rate:.0%}: {top}; "
-            "the output is complete, see its failures-*.jsonl, or raise --max_failure_rate"
-        )
+        return equation(self.inputs, "captioned", self.captioned, self.failed, self.skipped)
 
 
 @dataclass(frozen=True)
@@ -174,8 +152,3 @@ def _balances(ledger: Ledger) -> bool:
 
 def _plain(ledger: Ledger) -> str:
     return json.dumps(asdict(ledger), sort_keys=True)
-
-
-def _total(what: str, counts: Mapping[str, int]) -> str:
-    named = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
-    return f"{sum(counts.values())} {what}" + (f" ({named})" if counts else "")

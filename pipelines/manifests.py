@@ -102,7 +102,8 @@ def _json_objects(where: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        # Brackets nested by the thousand end the parser with the second.
+        except (ValueError, RecursionError) as error:
             raise InvalidInput(f"{where}, line {number}: no JSON ({error})") from error
         if not isinstance(row, dict):
             raise InvalidInput(
@@ -145,7 +146,7 @@ def _rows_to_items(
         written = row.get(columns.url) or ""
         if not isinstance(written, str):
             raise InvalidInput(
-                f"{where}, line {number}: {columns.url} is {json.dumps(written)}; expected text"
+                f"{where}, line {number}: {columns.url} is {_shown(written)}; expected text"
             )
         written = written.strip()
         if columns.id is None:
@@ -163,8 +164,15 @@ def _rows_to_items(
 
 def _id(value: Any, place: str, column: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise InvalidInput(f"{place}: {column} is {json.dumps(value)}; expected text or a number")
+        raise InvalidInput(f"{place}: {column} is {_shown(value)}; expected text or a number")
     return str(value)
+
+
+def _shown(value: Any) -> str:
+    """A value as JSON; a list or object, of whatever size and depth, by its kind."""
+    if isinstance(value, list):
+        return "a list"
+    return "an object" if isinstance(value, dict) else json.dumps(value)
 
 
 def _unused_key(name: str, used: set[str], times: Counter[str]) -> str:

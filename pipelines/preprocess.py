@@ -10,13 +10,13 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from model.errors import CheckFailed, InvalidInput
+from model.errors import InvalidInput
 from model.startup import import_tensorflow
+from pipelines.balance import check_failure_rate, equation
 
 if TYPE_CHECKING:
     from pipelines.records_job import Outcome, PreprocessSettings
 
-_TOP_REASONS = 3
 # Omitted ones take the defaults of EncoderSettings and PreprocessSettings, which are too heavy to
 # import for a help text; a test compares the numbers.
 _OPTIONS: dict[str, tuple[type, str]] = {
@@ -65,11 +65,14 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidInput(f"max_failure_rate {args.max_failure_rate}, expected 0 to 1")
     # Beam and TensorFlow take seconds to import, so that help and wrong flags come first.
     import_tensorflow()
+    from model.records import FAILURES_FILE
     from pipelines.records_job import preprocess
 
     outcome = preprocess(_settings(args), args.beam_args)
     _report(outcome, args.output)
-    _check_failures(outcome.manifest.ledger, args.max_failure_rate, args.output)
+    ledger = outcome.manifest.ledger
+    rows = f"{args.output.rstrip('/')}/{FAILURES_FILE}"
+    check_failure_rate(ledger["written"], ledger["failed"], args.max_failure_rate, rows)
     return 0
 
 
@@ -104,35 +107,14 @@ def _report(outcome: "Outcome", output: str) -> None:
         images = sum(shard.records for shard in shards)
         captions = sum(shard.captions for shard in shards)
         print(f"{split:12} {images:8} {captions:9} {len(shards):7}")
-    print(f"images:   {_balance(manifest.ledger)}")
+    print(f"images:   {_equation(manifest.ledger)}")
     cut = manifest.caption_ledger["cut"]
-    print(f"captions: {_balance(manifest.caption_ledger)}")
+    print(f"captions: {_equation(manifest.caption_ledger)}")
     print(f"vocabulary: {manifest.vocabulary['size']} words; {cut} captions cut to ", end="")
     print(f"{manifest.max_words} words")
     print(f"records: {output}")
 
 
-def _balance(ledger: Mapping[str, Any]) -> str:
-    failed = ledger["failed"]
-    reasons = f" ({_reasons(failed)})" if failed else ""
-    return (
-        f"{ledger['inputs']} = {ledger['written']} written + {sum(failed.values())} failed"
-        f"{reasons} + {ledger['skipped']} skipped"
-    )
-
-
-def _reasons(failed: Mapping[str, int]) -> str:
-    ordered = sorted(failed.items(), key=lambda reason: (-reason[1], reason[0]))
-    return ", ".join(f"{reason} {count}" for reason, count in ordered)
-
-
-def _check_failures(ledger: Mapping[str, Any], max_failure_rate: float, output: str) -> None:
-    failed = sum(ledger["failed"].values())
-    tried = failed + ledger["written"]
-    if failed > max_failure_rate * tried:
-        ordered = dict(sorted(ledger["failed"].items(), key=lambda reason: -reason[1]))
-        top = dict(list(ordered.items())[:_TOP_REASONS])
-        raise CheckFailed(
-            f"{failed} of {tried} images failed, expected at most {max_failure_rate:.1%}: "
-            f"{_reasons(top)}; see {output}/failures.jsonl, or raise --max_failure_rate"
-        )
+def _equation(ledger: Mapping[str, Any]) -> str:
+    inputs, written = ledger["inputs"], ledger["written"]
+    return equation(inputs, "written", written, ledger["failed"], ledger["skipped"])

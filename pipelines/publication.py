@@ -9,9 +9,12 @@ from model import records
 from model.errors import CheckFailed, Reason
 from model.vocabulary import Vocabulary
 from pipelines import storage
+from pipelines.balance import top_reasons
 from pipelines.features import CAPTIONS, CUT_CAPTIONS, LOST_CAPTIONS
 from pipelines.jobs import WORK_DIR, Job, ShardResult, failed_by_reason
 
+# The vocabulary comes from it, and training reads it.
+TRAIN_SPLIT = "train"
 # Made before the shards, below the work directory.
 VOCABULARY = f"{WORK_DIR}/{records.VOCABULARY_FILE}"
 ORPHANS = f"{WORK_DIR}/annotation_failures.jsonl"
@@ -20,6 +23,21 @@ ORPHANS = f"{WORK_DIR}/annotation_failures.jsonl"
 def shard_names(split: str, count: int) -> list[str]:
     """The shards of a split, in order."""
     return [records.shard_name(split, index, count) for index in range(count)]
+
+
+def is_complete(job: Job) -> bool:
+    """Whether every file that the manifest vouches for is there; else the manifest is removed.
+
+    Removed before a shard is made again: a run that is killed meanwhile leaves no directory
+    that looks finished.
+    """
+    published = (records.MANIFEST_FILE, records.VOCABULARY_FILE, records.FAILURES_FILE)
+    if all(storage.exists(job.path(file)) for file in published) and all(
+        map(job.result, job.specs)
+    ):
+        return True
+    storage.delete_matching(job.path(records.MANIFEST_FILE))
+    return False
 
 
 @dataclass(frozen=True)
@@ -52,16 +70,28 @@ class Publication:
         """Check that the ledgers balance, then write.
 
         Raises:
-          CheckFailed: an image or caption is unaccounted for.
+          CheckFailed: an image or caption is unaccounted for, or there is nothing to train on.
         """
         manifest = self._manifest(results)
         _check_balance("image", manifest.ledger)
         _check_balance("caption", manifest.caption_ledger)
         failures = [ORPHANS, *(result.failures.file for result in results)]
         storage.concatenate(map(self.job.path, failures), self.job.path(records.FAILURES_FILE))
+        self._check_training(results)
         vocabulary = self.job.path(VOCABULARY)
         storage.concatenate([vocabulary], self.job.path(records.VOCABULARY_FILE))
         storage.write_bytes(self.job.path(records.MANIFEST_FILE), manifest.to_json().encode())
+
+    def _check_training(self, results: Sequence[ShardResult]) -> None:
+        names = shard_names(TRAIN_SPLIT, self.splits[TRAIN_SPLIT])
+        training = [result for result in results if result.name in names]
+        if not any(result.written for result in training):
+            failed = failed_by_reason(training)
+            raise CheckFailed(
+                f"split {TRAIN_SPLIT}: 0 of {sum(failed.values())} images written, expected at "
+                f"least one: {top_reasons(failed)}; see {self.job.path(records.FAILURES_FILE)}, "
+                "mend what it names and take another --output"
+            )
 
     def _manifest(self, results: Sequence[ShardResult]) -> records.Manifest:
         by_name = {result.name: result for result in results}

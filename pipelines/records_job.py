@@ -22,12 +22,18 @@ from pipelines import storage
 from pipelines.coco import Inputs, Source, read_inputs
 from pipelines.features import Features, GridEncoder
 from pipelines.jobs import WORK_DIR, Item, Job, assign, plan_job
-from pipelines.publication import ORPHANS, VOCABULARY, Publication, shard_names
-from pipelines.shards import run_job
+from pipelines.publication import (
+    ORPHANS,
+    TRAIN_SPLIT,
+    VOCABULARY,
+    Publication,
+    is_complete,
+    shard_names,
+)
+from pipelines.shards import check_beam_args, run_job
 from pipelines.word_counts import write_vocabulary
 
 STAGE = "preprocess"
-TRAIN_SPLIT = "train"
 SHARD_SIZE = 512
 _JOB = Job(
     STAGE,
@@ -100,6 +106,7 @@ def preprocess(
     Raises:
       InvalidInput: unusable annotations or encoder, or another job's output directory.
     """
+    check_beam_args(beam_args)
     inputs = read_inputs(settings.sources, settings.karpathy, STAGE)
     if TRAIN_SPLIT not in inputs.splits:
         raise InvalidInput(
@@ -117,7 +124,7 @@ def preprocess(
         for split, items in sorted(inputs.splits.items())
     }
     job = _plan(settings, inputs, shards, fields)
-    if storage.exists(job.path(records.MANIFEST_FILE)) and all(map(job.result, job.specs)):
+    if is_complete(job):
         return Outcome(_read_manifest(job), was_complete=True)
     _make_vocabulary(job, len(shards[TRAIN_SPLIT]), settings.min_word_count, beam_args)
     work = Features(

@@ -8,17 +8,20 @@ runners lose those silently.
 """
 
 import base64
+import io
 import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from functools import lru_cache
 from typing import Protocol
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.direct.direct_runner import BundleBasedDirectRunner, SwitchingDirectRunner
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.transforms.combiners import ToListCombineFn
 
 from model.errors import CaptionbeamError, CheckFailed, InvalidInput
@@ -32,6 +35,7 @@ from pipelines.sink import Sink
 _ERROR_MARK = "captionbeam-error: "
 # Beam's bare default tries to download another runner first.
 _BEAM_DEFAULTS = ("--runner=FnApiRunner",)
+_LOCAL_RUNNERS = (FnApiRunner, SwitchingDirectRunner, BundleBasedDirectRunner)
 
 
 class ShardWork(Protocol):
@@ -56,10 +60,8 @@ class ProcessShard(beam.DoFn):
 
     def process(self, spec: ShardSpec) -> Iterator[ShardResult]:
         """Make one shard, or find it made."""
-        result = self._job.result(spec)
-        if result is None:
-            with carried_errors():
-                result = self._make(spec)
+        with carried_errors(self._job.output):
+            result = self._job.result(spec) or self._make(spec)
         yield result
 
     def _make(self, spec: ShardSpec) -> ShardResult:
@@ -79,12 +81,12 @@ class ProcessShard(beam.DoFn):
 class Publish(beam.DoFn):
     """All results, in the order of their names → the file that says the output is complete."""
 
-    def __init__(self, publish: Callable[[list[ShardResult]], None]) -> None:
-        self._publish = publish
+    def __init__(self, job: Job, publish: Callable[[list[ShardResult]], None]) -> None:
+        self._output, self._publish = job.output, publish
 
     def process(self, results: list[ShardResult]) -> Iterator[int]:
         """Publish; yields the number of shards."""
-        with carried_errors():
+        with carried_errors(self._output):
             self._publish(sorted(results, key=lambda result: result.name))
         yield len(results)
 
@@ -99,8 +101,10 @@ def run_job(
 
     Raises:
       CaptionbeamError: as `work` raised it in whatever process it ran.
+      InvalidInput: OUTPUT cannot be written or read.
     """
-    _delete_temporary_files(job)
+    with _write_errors(job.output):
+        _delete_temporary_files(job)
     with run_pipeline(beam_args) as pipeline:
         _ = (
             pipeline
@@ -108,7 +112,7 @@ def run_job(
             | "Spread" >> beam.Reshuffle()
             | "Process" >> beam.ParDo(ProcessShard(job, work))
             | "Collect" >> beam.CombineGlobally(ToListCombineFn())
-            | "Publish" >> beam.ParDo(Publish(publish))
+            | "Publish" >> beam.ParDo(Publish(job, publish))
         )
     # In the runner's process, this ends the live line.
     _progress(job.stage, job.output, sum(spec.items for spec in job.specs)).close()
@@ -119,27 +123,47 @@ def _delete_temporary_files(job: Job) -> None:
     """Remove what a killed run left half written."""
     files = (job.output_file.format(name="*"), job.failures_file.format(name="*"))
     for file in (*files, "*", f"{WORK_DIR}/*", f"{WORK_DIR}/*/*"):
-        storage.delete_matching(job.path(f"{file}{storage.TEMPORARY_MARK}*"))
+        storage.delete_left_over(job.path(f"{file}{storage.TEMPORARY_MARK}*"))
 
 
 @contextmanager
-def carried_errors() -> Iterator[None]:
-    """Inside a DoFn: give our own errors the form in which `run_pipeline` finds them again."""
+def carried_errors(output: str) -> Iterator[None]:
+    """Inside a DoFn: give errors that are a user's the form in which `run_pipeline` finds them.
+
+    Args:
+      output: what cannot be written or read when an OSError comes.
+    """
     try:
-        yield
+        with _write_errors(output):
+            yield
     except CaptionbeamError as error:
         text = json.dumps({"exit_code": error.exit_code, "message": str(error)})
         raise RuntimeError(_ERROR_MARK + base64.b64encode(text.encode()).decode()) from error
 
 
 @contextmanager
+def _write_errors(output: str) -> Iterator[None]:
+    try:
+        yield
+    # Beam's own error is an OSError, too.
+    except OSError as error:
+        raise InvalidInput(
+            f"{output}: cannot be written or read ({_one_line(error)}); see that it can and has "
+            "free space, then repeat the command"
+        ) from error
+
+
+def check_beam_args(beam_args: Sequence[str]) -> None:
+    """Raise InvalidInput where Beam refuses its flags or has no such runner."""
+    _make_pipeline(beam_args)
+
+
+@contextmanager
 def run_pipeline(beam_args: Sequence[str]) -> Iterator[beam.Pipeline]:
     """A pipeline that runs when the block ends; turns our own errors back into themselves."""
-    # Beam logs a failing worker's traceback several times over; the exception carries it once.
-    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
-    options = PipelineOptions([*_BEAM_DEFAULTS, *beam_args])
+    made = _make_pipeline(beam_args)
     try:
-        with beam.Pipeline(options=options) as pipeline:
+        with _quiet(made), made as pipeline:
             yield pipeline
     # A runner raises RuntimeError, BeamAssertException, grpc errors …: what it carries counts.
     except Exception as error:
@@ -149,6 +173,41 @@ def run_pipeline(beam_args: Sequence[str]) -> Iterator[beam.Pipeline]:
         fields = json.loads(base64.b64decode(carried[1]))
         kind = CheckFailed if fields["exit_code"] == CheckFailed.exit_code else InvalidInput
         raise kind(fields["message"]) from error
+
+
+def _make_pipeline(beam_args: Sequence[str]) -> beam.Pipeline:
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            options = PipelineOptions([*_BEAM_DEFAULTS, *beam_args])
+            # Beam parses a flag when it first asks for it, which may be when shards are made.
+            options.get_all_options()
+        return beam.Pipeline(options=options)
+    except SystemExit as error:
+        # argparse says its usage on many lines, then what is wrong.
+        raise InvalidInput(
+            f"Beam: {_one_line(said.getvalue().partition(': error: ')[2])}"
+        ) from error
+    # What loading and checking a runner by its name may raise.
+    except (ValueError, TypeError, AttributeError, ImportError) as error:
+        raise InvalidInput(f"Beam: {_one_line(error)}") from error
+
+
+@contextmanager
+def _quiet(pipeline: beam.Pipeline) -> Iterator[None]:
+    """Silence a local runner, whose log repeats a traceback that the exception carries once."""
+    logger = logging.getLogger("apache_beam")
+    level = logger.level
+    if isinstance(pipeline.runner, _LOCAL_RUNNERS):
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _one_line(said: object) -> str:
+    return " ".join(str(said).split())
 
 
 @lru_cache(maxsize=1)

@@ -24,6 +24,8 @@ from pipelines.manifests import MANIFEST_SUFFIXES, Columns, make_item, read_mani
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 )
+# A .txt manifest has lines alone.
+TABLE_SUFFIXES = tuple(suffix for suffix in MANIFEST_SUFFIXES if suffix != ".txt")
 _EXPECTED = f"expected a directory, a glob or a manifest ({', '.join(MANIFEST_SUFFIXES)})"
 
 
@@ -54,6 +56,14 @@ def list_sources(where: str, columns: Columns | None = None) -> Sources:
             f"with {', '.join(sorted(IMAGE_SUFFIXES))} files or URLs"
         )
     return found
+
+
+def has_columns(where: str) -> bool:
+    """Whether an input would be read as a manifest with columns."""
+    if Path(where).suffix.lower() not in TABLE_SUFFIXES:
+        return False
+    path = Path(where)
+    return bool(scheme(where)) or path.is_file() or not (path.is_dir() or glob.has_magic(where))
 
 
 def _list(where: str, columns: Columns) -> Sources:

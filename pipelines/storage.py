@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from model.errors import InvalidInput
 
 # Names an unfinished file; unique to the writer, so two never share one.
 TEMPORARY_MARK = ".tmp-"
+_WRITER = re.compile(re.escape(TEMPORARY_MARK) + r"(?P<host>.+)-(?P<pid>\d+)$")
 _RAW = {"compression_type": CompressionTypes.UNCOMPRESSED}
 
 
@@ -137,3 +139,31 @@ def delete_matching(pattern: str) -> None:
     """Delete the files that match a glob; none is fine."""
     if paths := match(pattern):
         FileSystems.delete(paths)
+
+
+def delete_left_over(pattern: str) -> None:
+    """Delete those temporary files of a glob that nobody writes any more.
+
+    A file of another host may be in the making, so it stays.
+    """
+    if paths := [path for path in match(pattern) if _is_left_over(path)]:
+        FileSystems.delete(paths)
+
+
+def _is_left_over(path: str) -> bool:
+    """Whether its writer ran on this host and has ended."""
+    writer = _WRITER.search(path)
+    if writer is None or writer["host"] != socket.gethostname():
+        return False
+    # In a container every run may have the same id, and this one has written nothing yet.
+    return int(writer["pid"]) == os.getpid() or not _is_alive(int(writer["pid"]))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -61,7 +61,7 @@ class _Publish(beam.DoFn):
         self._path, self._min_count = path, min_count
 
     def process(self, counts: list[tuple[str, int]]) -> Iterator[int]:
-        with carried_errors():
+        with carried_errors(self._path):
             vocabulary = Vocabulary.build(dict(counts), self._min_count)
             if len(vocabulary) == len(SPECIALS):
                 most = max((count for _, count in counts), default=0)
@@ -69,5 +69,5 @@ class _Publish(beam.DoFn):
                     f"min_word_count {self._min_count}, but no word of the training captions is "
                     f"there more than {most} times; lower --min_word_count"
                 )
-        storage.write_bytes(self._path, vocabulary.to_json().encode())
+            storage.write_bytes(self._path, vocabulary.to_json().encode())
         yield len(vocabulary)

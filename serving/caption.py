@@ -12,6 +12,7 @@ import argparse
 import io
 import json
 import re
+import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Captions every image; 1 if one failed. Raises CaptionbeamError for model or server."""
+    model_name = flags.model_name(args)
     import_tensorflow()
     from serving.client import connect
 
@@ -49,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     report = _print_json if args.json else _print_text
     failed = 0
     with (
-        connect(model=args.model, server=args.server, model_name=args.model_name) as client,
+        connect(model=args.model, server=args.server, model_name=model_name) as client,
         _Reader(args.allow_private) as reader,
     ):
         for row in caption_each(args.images, client, reader, pictures):
@@ -176,16 +178,20 @@ def _is_url(source: str) -> bool:
 
 
 def _read_file(path: Path) -> bytes:
+    """As pipelines/image_files, whose Beam takes seconds to import; a test compares the two."""
     from model.image_bytes import Limits
 
     try:
+        if stat.S_ISFIFO(path.stat().st_mode):
+            # Opening it would wait for ever.
+            raise ItemFailure(Reason.UNREADABLE, "a pipe, expected a file")
         with path.open("rb") as file:
             # One byte over the cap tells canonicalise; the rest of a huge file stays unread.
             return file.read(Limits().max_bytes + 1)
     except FileNotFoundError as error:
-        raise ItemFailure(Reason.MISSING_FILE, "no such file") from error
+        raise ItemFailure(Reason.MISSING_FILE, "no such file, expected an image") from error
     except (OSError, ValueError) as error:
-        raise ItemFailure(Reason.UNREADABLE, str(error)) from error
+        raise ItemFailure(Reason.UNREADABLE, f"{type(error).__name__}: {error}") from error
 
 
 def _print_text(row: dict[str, Any]) -> None:

@@ -61,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints every finding; 1 if one is a `fail`."""
+    model_name = flags.model_name(args)
     checks: list[Callable[[], Iterator[Finding]]] = [
         check_python,
         check_packages,
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         check_machine,
         check_weights,
         check_java,
-        lambda: check_server(args.server, args.model_name),
+        lambda: check_server(args.server, model_name),
     ]
     failed = False
     for check in checks:

@@ -2,6 +2,7 @@
 
 import argparse
 
+from model.errors import InvalidInput
 from serving.contract import DEFAULT_MODEL_NAME, GRPC_PORT
 
 
@@ -14,13 +15,22 @@ def add_target(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model_name(parser: argparse.ArgumentParser) -> None:
-    """Declare --model_name."""
+    """Declare --model_name, to be read through `model_name`."""
     parser.add_argument(
         "--model_name",
         metavar="NAME",
-        default=DEFAULT_MODEL_NAME,
-        help="what the server calls its model (default: %(default)s)",
+        help=f"what the server calls its model, with --server (default: {DEFAULT_MODEL_NAME})",
     )
+
+
+def model_name(args: argparse.Namespace) -> str:
+    """The model to ask a server for; raises InvalidInput where no server is asked."""
+    if args.model_name is not None and args.server is None:
+        raise InvalidInput(
+            f"--model_name {args.model_name}: without --server, which alone is asked for a model "
+            "by name; leave it out"
+        )
+    return args.model_name or DEFAULT_MODEL_NAME
 
 
 def add_allow_private(parser: argparse.ArgumentParser) -> None:

@@ -28,7 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--port", type=int, default=GRPC_PORT, help="0 takes any free one (%(default)s)"
     )
-    parser.add_argument("--name", help="name that clients ask for (default: the directory's, NAME)")
+    parser.add_argument(
+        "--model_name",
+        metavar="NAME",
+        help="what clients call the model (default: the directory's, NAME)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
     from serving.loaded_model import LoadedModel
     from serving.server import Server
 
-    server = Server(LoadedModel(args.model), name=args.name, host=args.host, port=args.port)
+    model = LoadedModel(args.model)
+    server = Server(model, name=args.model_name, host=args.host, port=args.port)
     stop = threading.Event()
     # Before the ready line: a launcher may stop the server as soon as it has read it.
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -141,10 +141,34 @@ def animated_gif() -> bytes:
 
 
 def rotated_jpeg() -> bytes:
-    """20 × 10 as stored, 10 × 20 upright."""
+    """20 × 10, navy left of yellow, as stored; 10 × 20, navy above yellow, upright."""
+    stored = Image.new("RGB", (20, 10), "navy")
+    stored.paste("yellow", (10, 0, 20, 10))
     exif = Image.Exif()
     exif[0x0112] = 6
-    return encode(Image.new("RGB", (20, 10), "navy"), "JPEG", exif=exif)
+    return encode(stored, "JPEG", exif=exif)
+
+
+def good_images() -> dict[str, bytes]:
+    """One of every kind that needs care, and is captioned."""
+    return {
+        "plain.png": photo(1),
+        "sub/rotated.jpg": rotated_jpeg(),
+        "cmyk.jpg": encode(Image.new("CMYK", (16, 16), (0, 200, 200, 0)), "JPEG"),
+        "moving.gif": animated_gif(),
+    }
+
+
+def bad_images() -> dict[str, tuple[bytes, str]]:
+    """One of every kind that is no image to us, and the reason of its failure row."""
+    noise = Image.effect_noise((64, 64), 50).convert("RGB")
+    return {
+        "empty.jpg": (b"", "empty"),
+        "cut.png": (encode(noise, "PNG")[:-2000], "truncated"),
+        "text.jpg": (b"<html>not found</html>", "not_an_image"),
+        "dot.png": (png((9, 9, 9), (1, 1)), "too_small"),
+        "bomb.png": (png_bomb(), "too_many_pixels"),
+    }
 
 
 def write_photos(directory: Path, count: int, poison: Sequence[int] = ()) -> Path:

@@ -198,14 +198,23 @@ def test_server_files(exported: Exported) -> None:
     assert f"max_batch_size {{ value: {allowed[-1]} }}" in batching
 
 
+def test_models_config_names_exported_models_alone(exported: Exported) -> None:
+    models = exported.version_dir.parents[1]
+    photographs_of_a_year = models / "photos" / "2017"
+    photographs_of_a_year.mkdir(parents=True)
+    publish_again(exported, lambda _: None)
+    assert '"photos"' not in (models / saved_model.MODELS_CONFIG).read_text()
+
+
 def publish_again(exported: Exported, check: Callable[[Path], None]) -> Path:
     module = CaptionModule(exported.trained, exported.encoder)
     return saved_model.publish(module, exported.model_dir, exported.version_dir.parent, check)
 
 
 def test_each_export_is_a_new_version(exported: Exported) -> None:
+    versions = [int(path.name) for path in exported.version_dir.parent.iterdir()]
     again = publish_again(exported, lambda _: None)
-    assert int(again.name) == int(exported.version_dir.name) + 1
+    assert int(again.name) == max(versions) + 1
     assert exported.version_dir.is_dir()
 
 

@@ -20,6 +20,8 @@ def test_round_trip(tmp_path: Path) -> None:
     ("setting", "message"),
     [
         ("dropout=2", "decoder.dropout 2.0, expected 0.0 to 0.95"),
+        ("learning_rate=NaN", "training.learning_rate nan, expected 1e-09 to 10.0"),
+        ("clip_norm=Infinity", "training.clip_norm inf, expected at least 1e-06"),
         ("num_layers=1", "decoder.num_layers 1, expected 2 to 16"),
         ("batch_size=0", "training.batch_size 0, expected at least 1"),
         ("batch_size=1.5", "training.batch_size 1.5, expected int"),

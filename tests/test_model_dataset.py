@@ -135,3 +135,25 @@ def test_empty_and_unknown_split(split: Split, tmp_path: Path) -> None:
     hollow = Split(tmp_path, type(empty)(**{**vars(empty), "splits": {"train": ()}}), "train")
     with pytest.raises(InvalidInput, match="split 'train' has no images"):
         training_batches(hollow, VOCABULARY, Stream(0, 4, 3))
+
+
+def test_a_shard_that_is_not_as_the_manifest_says_is_met_before_training(split: Split) -> None:
+    lost, short = (Path(file) for file in split.files[:2])
+    size, data = lost.stat().st_size, short.read_bytes()
+    remedy = "run `captionbeam preprocess` again with the same flags"
+    lost.unlink()
+    with pytest.raises(InvalidInput) as caught:
+        Split(split.directory, split.manifest, "train")
+    assert str(caught.value) == (
+        f"{lost}: no such file, expected the {size} bytes that the manifest names; {remedy}"
+    )
+    # The shards of another split are not looked at.
+    assert Split(split.directory, split.manifest, "val").num_images == NUM_IMAGES
+    lost.write_bytes(bytes(size))
+    short.write_bytes(data[:-1])
+    with pytest.raises(InvalidInput) as caught:
+        Split(split.directory, split.manifest, "train")
+    assert str(caught.value) == (
+        f"{short}: {len(data) - 1} bytes, expected the {len(data)} bytes that the manifest names; "
+        f"{remedy}"
+    )

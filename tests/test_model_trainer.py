@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from model.config import Config
 from model.errors import CheckFailed, InvalidInput, RecordsMismatch
 from model.evaluation import evaluate
 from model.records import Manifest
-from model.strategies import make_strategy
+from model.strategies import is_chief, make_strategy
 from model.trainer import Run, Trainer
 from model.vocabulary import Vocabulary
 from tests import tiny
@@ -80,7 +81,43 @@ def test_resumed_run_equals_the_undisturbed_one(tmp_path: Path) -> None:
         np.testing.assert_array_equal(one, other)
     for one, other in zip(whole.optimizer.variables, last.optimizer.variables, strict=True):
         np.testing.assert_array_equal(one.numpy(), other.numpy())
-    assert float(last.progress.best_score) >= float(middle.progress.best_score)
+    assert float(middle.progress.best_score) <= float(last.progress.best_score)
+
+
+def validate_as(monkeypatch: pytest.MonkeyPatch, *scores: float) -> None:
+    """Let validations give these scores, one after the other."""
+    given = iter(scores)
+    monkeypatch.setattr("model.trainer.metrics.score", lambda *_: {"cider": next(given)})
+
+
+def test_best_is_the_highest_score_not_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validate_as(monkeypatch, 1.0, 3.0, 2.0)
+    run = make_run(tmp_path, "model", 6, ("validation_steps", 2))
+    Trainer(run).fit(silent)
+    assert load_trained(run.model_dir).step == 4
+
+
+def test_resumed_run_remembers_the_best_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validate_as(monkeypatch, 3.0, 2.0, 4.0)
+    changes = ("validation_steps", 2)
+    Trainer(make_run(tmp_path, "model", 2, changes)).fit(silent)
+    Trainer(make_run(tmp_path, "model", 4, changes)).fit(silent)
+    assert load_trained(tmp_path / "model").step == 2
+    Trainer(make_run(tmp_path, "model", 6, changes)).fit(silent)
+    assert load_trained(tmp_path / "model").step == 6
+
+
+def test_validation_scores_are_those_of_free_running_captions(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "model", 40, ("validation_steps", 40), ("dropout", 0.0))
+    Trainer(run).fit(silent)
+    (row,) = (run.model_dir / "history.jsonl").read_text().splitlines()
+    report = evaluate(run.records, run.model_dir, "val", None)
+    assert json.loads(row)["val_cider"] == pytest.approx(report["scores"]["cider"], rel=1e-6)
+    assert json.loads(row)["val_cider"] > 0
 
 
 def test_interrupted_history_has_each_validation_once(tmp_path: Path) -> None:
@@ -125,7 +162,7 @@ def test_nan_loss_stops_and_keeps_the_checkpoint(
     trainer.fit(silent)
     longer = Trainer(make_run(tmp_path, "model", 12))
     restore = longer._checkpoints.restore
-    monkeypatch.setattr(longer._checkpoints, "restore", lambda: restore() and poison(longer))
+    monkeypatch.setattr(longer._checkpoints, "restore", lambda log: restore(log) and poison(longer))
     with pytest.raises(CheckFailed, match=r"the loss is nan at step 6"):
         longer.fit(silent)
     again = Trainer(run)
@@ -139,21 +176,111 @@ def test_other_settings_on_the_same_model_dir_are_refused(tmp_path: Path) -> Non
         Trainer(make_run(tmp_path, "model", 2, ("dropout", 0.5)))
 
 
-def test_records_of_another_preprocessing_are_refused(tmp_path: Path) -> None:
+def rewrite(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_grids_of_another_encoder_are_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path, "model", 2)
     Trainer(run).fit(silent)
-    path = run.records / "manifest.json"
-    original = path.read_text()
-    path.write_text(original.replace('"weights": "random:0"', '"weights": "random:1"'))
-    with pytest.raises(RecordsMismatch, match="encoder weights random:1, the model expects"):
+    rewrite(run.records / "manifest.json", '"digest": "00000000', '"digest": "11110000')
+    with pytest.raises(RecordsMismatch, match="encoder random:0 11110000, the model expects 0000"):
         Trainer(run)
+
+
+def test_the_same_encoder_from_another_path_is_the_same(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "model", 2)
+    Trainer(run).fit(silent)
+    rewrite(run.records / "manifest.json", '"weights": "random:0"', '"weights": "/mnt/w.h5"')
+    Trainer(run)
+
+
+def test_grids_of_another_preprocessing_are_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "model", 2)
+    Trainer(run).fit(silent)
     fingerprint = Manifest.load(run.model_dir).fingerprint
-    path.write_text(original.replace(fingerprint, "f" * 64))
-    with pytest.raises(RecordsMismatch, match=f"fingerprint ffffffff, .* {fingerprint[:8]}"):
-        Trainer(run)
-    path.unlink()
+    wanted = rf"fingerprint ffffffff, this version of captionbeam makes {fingerprint[:8]}"
+    rewrite(run.model_dir / "manifest.json", fingerprint, "f" * 64)
+    with pytest.raises(RecordsMismatch, match=wanted):
+        load_trained(run.model_dir)
+    rewrite(run.records / "manifest.json", fingerprint, "f" * 64)
+    with pytest.raises(RecordsMismatch, match=wanted):
+        Trainer(make_run(tmp_path, "fresh", 2))
+
+
+def test_unfinished_records_are_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "model", 2)
+    (run.records / "manifest.json").unlink()
     with pytest.raises(InvalidInput, match=r"no manifest.json, expected a finished records"):
         Trainer(run)
+
+
+def test_resuming_on_other_records_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "model", 2)
+    Trainer(run).fit(silent)
+    tiny.make_records(run.records, seed=1)
+    with pytest.raises(RecordsMismatch, match="split train has other records"):
+        Trainer(run)
+
+
+def test_a_validation_split_without_images_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "model", 2)
+    manifest = Manifest.load(run.records)
+    hollow = replace(manifest, splits={**manifest.splits, "val": ()})
+    (run.records / "manifest.json").write_text(hollow.to_json())
+    with pytest.raises(InvalidInput, match="validation split 'val' has no images"):
+        Trainer(run)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "model", 6)
+    Trainer(run).fit(silent)
+    checkpoints = run.model_dir / "checkpoints"
+    lines: list[str] = []
+    truncate(checkpoints / "ckpt-6.data-00000-of-00001")
+    Trainer(run).fit(lines.append)
+    assert "ckpt-6 cannot be read" in lines[0]
+    assert lines[1] == "resuming at step 4 of 6"
+    for path in checkpoints.glob("*.data*"):
+        truncate(path)
+    with pytest.raises(InvalidInput, match=r"none of \d checkpoints can be read"):
+        Trainer(run).fit(silent)
+    truncate(next((run.model_dir / "best").glob("*.data*")))
+    with pytest.raises(InvalidInput, match=r"cannot be read|is damaged"):
+        load_trained(run.model_dir)
+
+
+def test_settings_that_do_not_fit_the_weights(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "model", 2)
+    Trainer(run).fit(silent)
+    rewrite(run.model_dir / "config.json", '"hidden_size": 16', '"hidden_size": 17')
+    with pytest.raises(InvalidInput, match=r"does not fit config\.json or is damaged"):
+        load_trained(run.model_dir)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "task", "expected"),
+    [
+        ({"worker": ["a:1", "b:1"]}, ("worker", 0), True),
+        ({"worker": ["a:1", "b:1"]}, ("worker", 1), False),
+        ({"chief": ["c:1"], "worker": ["a:1"]}, ("chief", 0), True),
+        ({"chief": ["c:1"], "worker": ["a:1"]}, ("worker", 0), False),
+    ],
+)
+def test_one_process_of_a_cluster_saves(
+    cluster: dict[str, list[str]], task: tuple[str, int], expected: bool
+) -> None:
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec(cluster), task_type=task[0], task_id=task[1]
+    )
+    assert is_chief(resolver) is expected
+    assert is_chief(None)
 
 
 def test_vocabulary_that_does_not_match_is_refused(tmp_path: Path) -> None:
@@ -200,7 +327,7 @@ if strategy == "mirrored":
     cpu = tf.config.list_physical_devices("CPU")[0]
     logical = tf.config.LogicalDeviceConfiguration
     tf.config.set_logical_device_configuration(cpu, [logical(), logical()])
-from model.strategies import make_strategy
+from model.strategies import is_chief, make_strategy
 chosen = make_strategy(strategy)
 from model.trainer import Run, Trainer
 from tests.test_model_trainer import make_run, silent, weights
@@ -285,4 +412,7 @@ def test_two_processes_train_the_weights_of_one(one_device: Path) -> None:
 def test_multiworker_without_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TF_CONFIG", raising=False)
     with pytest.raises(InvalidInput, match="TF_CONFIG is not set"):
+        make_strategy("multiworker")
+    monkeypatch.setenv("TF_CONFIG", "{bad")
+    with pytest.raises(InvalidInput, match="TF_CONFIG is not usable"):
         make_strategy("multiworker")

@@ -99,8 +99,13 @@ def test_any_caption_travels_to_its_shard(tmp_path: Path) -> None:
     odd = json.loads(json.dumps(COCO))
     odd["annotations"][0]["caption"] = {"not": "a string"}
     del odd["annotations"][2]["caption"]
+    nested: list[Any] = []
+    for _ in range(900):
+        nested = [nested]
+    odd["annotations"][1]["caption"] = nested
     items = read_inputs([write(tmp_path / "train.json", odd)]).splits["train"]
-    assert items[1]["captions"] == [[10, {"not": "a string"}], [12, None]]
+    assert items[1]["captions"] == [[10, {}], [12, None]]
+    assert items[0]["captions"] == [[11, []]]
 
 
 def test_orphans_are_rows_and_images_without_captions_are_skipped(tmp_path: Path) -> None:
@@ -136,6 +141,9 @@ def entry(name: str, position: int, **fields: Any) -> dict[str, Any]:
     ("content", "message"),
     [
         ("{", "invalid JSON (Expecting property name enclosed in double quotes: line 1 column 2"),
+        pytest.param(
+            "[" * 100_000, "invalid JSON (maximum recursion depth exceeded", id="annotations nested"
+        ),
         ("\xff\xfe", "no list 'images', expected COCO captions JSON"),
         ([], "no list 'images', expected COCO captions JSON such as captions_train2017.json"),
         ({"annotations": []}, "no list 'images', expected COCO captions JSON"),
@@ -251,6 +259,7 @@ def test_a_file_with_all_images_as_train_needs_no_split_of_its_own_name(tmp_path
     ("content", "message"),
     [
         ("[", "invalid JSON"),
+        pytest.param("[" * 100_000, r"invalid JSON \(maximum recursion", id="karpathy nested"),
         ({"images": []}, "no list of images, expected Karpathy's dataset JSON"),
         ({"images": [{"filename": "a"}]}, r"images\[0\] without filename or split"),
         ({"images": [{"split": "train"}]}, r"images\[0\] without filename or split"),

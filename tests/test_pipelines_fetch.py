@@ -248,7 +248,10 @@ def test_a_redirect_to_another_loopback_address_is_refused(server: LoopbackServe
         assert other.asked == []
 
 
-@pytest.mark.parametrize("location", ["file:///etc/passwd", "http://user:pw@127.0.0.1/", ""])
+@pytest.mark.parametrize(
+    "location",
+    ["file:///etc/passwd", "http://user:pw@127.0.0.1/", "", "http://[bad", "//[::1/", "//[x]/"],
+)
 def test_a_redirect_out_of_http_is_refused(
     location: str, server: LoopbackServer, fetcher: Fetcher
 ) -> None:
@@ -390,6 +393,58 @@ def test_an_announced_size_over_the_cap_is_not_waited_for(server: LoopbackServer
     server.answers["/"] = announce
     with Fetcher(allow_private=[LOOPBACK]) as fetcher:
         assert reason(fetcher, server.url("/")) == Reason.TOO_MANY_BYTES
+
+
+# `int` refuses the first, a float holds neither.
+@pytest.mark.parametrize("digits", [5_000, 400])
+def test_an_announced_size_of_any_length_is_compared(
+    digits: int, server: LoopbackServer, fetcher: Fetcher
+) -> None:
+    server.answers["/"] = lambda handler: handler.reply(
+        200, BODY, **{"Content-Length": "9" * digits}
+    )
+    assert reason(fetcher, server.url("/")) == Reason.TOO_MANY_BYTES
+    assert server.paths == ["/"]
+
+
+def test_an_announced_size_with_leading_zeros_is_its_number(
+    server: LoopbackServer, fetcher: Fetcher
+) -> None:
+    size = f"{len(BODY):04000d}"
+    server.answers["/"] = lambda handler: handler.reply(200, BODY, **{"Content-Length": size})
+    assert fetcher.fetch(server.url("/")) == BODY
+
+
+def test_an_answer_that_the_http_library_cannot_parse_is_a_failure(
+    server: LoopbackServer, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unparsable(*_: Any, **__: Any) -> None:
+        "é".encode("ascii")
+
+    monkeypatch.setattr(guarded_http.GuardedAdapter, "send", unparsable)
+    assert reason(fetcher, server.url("/")) == Reason.CONNECTION
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 %b OK\r\n\r\n" % (b"2" * 5_000),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%b\r\n" % (b"z" * 5_000),
+        b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\nContent-Encoding: gzip\r\n\r\nx",
+        b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b; expires=%b\r\n\r\n" % (b"9" * 5_000),
+        b"\xff\xfe" * 100,
+    ],
+    ids=["status", "chunk", "gzip", "cookie", "noise"],
+)
+def test_a_garbled_answer_fails_its_own_item(
+    answer: bytes, server: LoopbackServer, fetcher: Fetcher
+) -> None:
+    def garble(handler: Handler) -> None:
+        handler.wfile.write(answer)
+        handler.close_connection = True
+
+    server.answers["/"] = garble
+    assert reason(fetcher, server.url("/")) in (Reason.CONNECTION, Reason.EMPTY)
 
 
 def test_framing_that_outgrows_the_body_is_cut(server: LoopbackServer, fetcher: Fetcher) -> None:

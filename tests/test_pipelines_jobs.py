@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,14 @@ def test_a_job_that_finished_nothing_gives_way(tmp_path: Path) -> None:
     assert [path.name for path in Path(planned.path("_work", "specs")).iterdir()] == ["b.jsonl"]
 
 
+@pytest.mark.parametrize("name", ["rec[1]", "rec*", "rec?", "a[b/c"])
+def test_an_output_that_is_a_pattern_is_refused(tmp_path: Path, name: str) -> None:
+    at_pattern = replace(job(tmp_path), output=str(tmp_path / name))
+    with pytest.raises(InvalidInput, match=r"^--output .*expected a name that is no pattern"):
+        plan_job(at_pattern, {"a": items("x")}, {})
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("content", ["{", None])
 def test_an_output_that_cannot_be_used_is_one_line(tmp_path: Path, content: str | None) -> None:
     if content is None:
@@ -108,6 +117,14 @@ def test_a_result_stands_for_whole_files_of_the_same_items_only(tmp_path: Path) 
     done = Path(planned.done_path("a"))
     done.write_text(json.dumps({**json.loads(done.read_text()), "digest": "other"}))
     assert planned.result(spec) is None
+
+
+@pytest.mark.parametrize("content", ["", '{"name": "a"', "[]", "{}", '{"output": 1}', "\x00"])
+def test_a_result_that_is_cut_short_counts_as_none(tmp_path: Path, content: str) -> None:
+    planned = plan_job(job(tmp_path), {"a": items("x")}, {})
+    finish(planned)
+    Path(planned.done_path("a")).write_text(content)
+    assert planned.result(planned.specs[0]) is None
 
 
 def test_a_sink_accounts_for_every_item_or_publishes_nothing(tmp_path: Path) -> None:

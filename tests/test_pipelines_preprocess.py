@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 import captionbeam
 from model import records
@@ -25,6 +27,7 @@ from model.vocabulary import Vocabulary
 from pipelines import preprocess as command
 from pipelines.coco import Source, parse_source
 from pipelines.records_job import PreprocessSettings, preprocess
+from tests.bulk_fixtures import bad_images, encode, good_images
 from tests.preprocess_fixtures import FakeEncoder, calls, jpeg, published, settings, write_split
 
 COCO80 = Path(__file__).parents[1].parent / "shared" / "data" / "coco80"
@@ -201,7 +204,7 @@ def test_what_fails_is_a_row_and_its_neighbours_are_untouched(world: Path) -> No
 
 
 def test_a_grid_that_float16_cannot_hold_is_a_failure(world: Path) -> None:
-    output = make(world, scale=1e4)
+    output = make(world, scale=800)
     ledger = records.Manifest.load(output).ledger
     assert ledger["failed"]["not_finite"] == 26 - ledger["written"] > 0
     assert {row["reason"] for row in failures(output)} == {"not_finite"}
@@ -238,6 +241,25 @@ def test_a_shard_whose_file_was_cut_is_made_again(world: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:-1])
     assert published(make(world)) == before
     assert calls(world / "out.log") == 4 + 1
+
+
+def test_while_a_lost_shard_is_made_again_no_manifest_vouches_for_it(world: Path) -> None:
+    output = make(world)
+    before = published(output)
+    next(output.glob("train-*.tfrecord")).unlink()
+    with pytest.raises(RuntimeError, match="the machine went away"):
+        make(world, stop_at=4 + 1)
+    assert not (output / "manifest.json").exists()
+    assert published(make(world)) == before
+
+
+@pytest.mark.parametrize("lost", ["vocabulary.json", "failures.jsonl"])
+def test_a_lost_file_beside_the_shards_is_written_again(world: Path, lost: str) -> None:
+    output = make(world)
+    before = published(output)
+    (output / lost).unlink()
+    assert published(make(world)) == before
+    assert calls(world / "out.log") == 4
 
 
 @pytest.mark.parametrize(
@@ -362,7 +384,7 @@ def test_the_command_reports_and_ends_with_0(
     assert out.splitlines()[:3] == [
         "split          images  captions  shards",
         "train              20        40       1",
-        "images:   20 = 20 written + 0 failed + 0 skipped",
+        "images:   20 inputs = 20 written + 0 failed + 0 skipped",
     ]
     assert err == ""
     assert captionbeam.main(arguments(world)) == 0
@@ -376,14 +398,88 @@ def test_too_many_failures_end_with_1_after_publishing(
         (world / "train" / f"{image_id:012d}.jpg").unlink()
     (world / "train" / f"{4:012d}.jpg").write_bytes(b"")
     expected = (
-        "captionbeam preprocess: 4 of 20 images failed, expected at most 10.0%: missing_file 3, "
-        f"empty 1; see {world}/out/failures.jsonl, or raise --max_failure_rate\n"
+        "captionbeam preprocess: 4 of 20 images failed (20.0%), expected at most 10.0%: "
+        f"missing_file 3, empty 1; see {world}/out/failures.jsonl, or raise --max_failure_rate\n"
     )
     for _ in range(2):
         assert captionbeam.main(arguments(world)) == 1
         assert capsys.readouterr().err == expected
     assert records.Manifest.load(world / "out").ledger["written"] == 16
     assert captionbeam.main(arguments(world, "--max_failure_rate=0.2")) == 0
+
+
+@pytest.fixture
+def fake_encoder(world: Path, monkeypatch: pytest.MonkeyPatch) -> FakeEncoder:
+    """The command's encoder, in place of ResNet50."""
+    encoder = FakeEncoder(world / "command.log")
+    monkeypatch.setattr("pipelines.records_job.Encoder", lambda _: encoder)
+    return encoder
+
+
+def write_images(world: Path, images: Mapping[str, bytes]) -> None:
+    """Make them the training split, a caption each."""
+    for name, data in images.items():
+        path = world / "train" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    rows = [{"id": number, "file_name": name} for number, name in enumerate(images)]
+    captions = [{"id": row["id"], "image_id": row["id"], "caption": "a picture"} for row in rows]
+    content = json.dumps({"images": rows, "annotations": captions})
+    (world / "captions_train.json").write_text(content)
+
+
+def halves(above: str, below: str) -> bytes:
+    """A PNG of two colours."""
+    image = Image.new("RGB", (32, 32), above)
+    image.paste(below, (0, 16, 32, 32))
+    return encode(image, "PNG")
+
+
+def test_every_kind_of_file_ends_as_a_record_or_as_a_named_failure(
+    world: Path, fake_encoder: FakeEncoder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = bad_images()
+    write_images(world, good_images() | {name: data for name, (data, _) in bad.items()})
+    assert captionbeam.main(arguments(world, "--max_failure_rate=0.6")) == 0
+    assert "images:   9 inputs = 4 written + 5 failed (" in capsys.readouterr().out
+    expected = {name: reason for name, (_, reason) in bad.items()}
+    assert {row["key"]: row["reason"] for row in failures(world / "out")} == expected
+
+    # What a person sees in each: upright, of the first frame, in RGB.
+    seen = {
+        "plain.png": good_images()["plain.png"],
+        "sub/rotated.jpg": halves("navy", "yellow"),
+        "cmyk.jpg": halves("#ff3737", "#ff3737"),
+        "moving.gif": halves("blue", "blue"),
+    }
+    rows = {
+        row["key"].numpy().decode(): row["grid"].numpy() for row in read(world / "out", "train")
+    }
+    assert rows.keys() == seen.keys()
+    for name, data in seen.items():
+        grid = fake_encoder(prepare(tf.constant(data), 32)[tf.newaxis].numpy())[0].numpy()
+        # JPEG's loss, and the seam between two colours.
+        np.testing.assert_allclose(rows[name], grid, atol=10, err_msg=name)
+
+
+@pytest.mark.usefixtures("fake_encoder")
+@pytest.mark.parametrize("flags", [[], ["--max_failure_rate=1"]])
+def test_a_training_split_without_a_record_is_not_published(
+    world: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (world / "train").iterdir():
+        path.unlink()
+    (world / "train" / f"{1:012d}.jpg").write_bytes(b"")
+    val = f"--split=val={world}/captions_val.json:{world}/val"
+    for _ in range(2):
+        assert captionbeam.main(arguments(world, val, *flags)) == 1
+        assert capsys.readouterr().err == (
+            "captionbeam preprocess: split train: 0 of 20 images written, expected at least one: "
+            f"missing_file 19, empty 1; see {world}/out/failures.jsonl, mend what it names and "
+            "take another --output\n"
+        )
+    assert not (world / "out" / "manifest.json").exists()
+    assert len(failures(world / "out")) == 20
 
 
 @pytest.mark.parametrize(

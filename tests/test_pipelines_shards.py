@@ -1,12 +1,22 @@
+import errno
 import json
+import logging
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.runner import PipelineRunner
 
 from model.errors import CheckFailed, InvalidInput, ItemFailure, Reason
+from pipelines import storage
 from pipelines.jobs import Item, Job, ShardResult, plan_job
-from pipelines.shards import ProcessShard, run_job
+from pipelines.shards import ProcessShard, check_beam_args, run_job
 from pipelines.sink import Sink
 
 PROCESSES = ("--direct_running_mode=multi_processing", "--direct_num_workers=2")
@@ -87,16 +97,194 @@ def test_an_engines_retry_is_harmless(tmp_path: Path) -> None:
     assert log(tmp_path) == ["setup", "process ['x', 'f1']"]
 
 
-def test_what_a_killed_run_left_half_written_is_removed(tmp_path: Path) -> None:
-    job = plan(tmp_path, a="x")
-    out = tmp_path / "out"
-    left = [out / "a.rows.tmp-host-1", out / "manifest.json.tmp-host-1"]
-    left += [out / "_work" / "done" / "a.json.tmp-host-1", out / "_work" / "job.json.tmp-host-1"]
-    (out / "_work" / "done").mkdir()
+def left_over(out: Path, writer: str) -> list[Path]:
+    (out / "_work" / "done").mkdir(exist_ok=True)
+    files = ("a.rows", "manifest.json", "_work/done/a.json", "_work/job.json")
+    left = [out / f"{file}.tmp-{writer}" for file in files]
     for path in left:
         path.write_text("half")
+    return left
+
+
+def test_what_a_killed_run_left_half_written_is_removed(tmp_path: Path) -> None:
+    job = plan(tmp_path, a="x")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    host = socket.gethostname()
+    left = left_over(tmp_path / "out", f"{host}-{ended.pid}")
+    # In containers every run has the same process id.
+    left += left_over(tmp_path / "out", f"{host}-{os.getpid()}")
+    left += left_over(tmp_path / "out", f"{host}-{10**30}")
     run_job(job, Upper(tmp_path / "log"), Publish(tmp_path / "published"), ())
     assert not [path for path in left if path.exists()]
+
+
+def test_what_another_run_is_writing_stays(tmp_path: Path) -> None:
+    job = plan(tmp_path, a="x")
+    host = socket.gethostname()
+    theirs = left_over(tmp_path / "out", f"{host}-{os.getppid()}")
+    theirs += left_over(tmp_path / "out", f"{host}-1")
+    theirs += left_over(tmp_path / "out", f"other-{host}-{10**30}")
+    theirs += left_over(tmp_path / "out", "nobody")
+    run_job(job, Upper(tmp_path / "log"), Publish(tmp_path / "published"), ())
+    assert all(path.read_text() == "half" for path in theirs)
+
+
+class FullDisk:
+    """A file that takes nothing."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+
+    def write(self, data: bytes) -> None:
+        del data
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def fail_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    open_write = storage.open_write
+    monkeypatch.setattr(
+        storage,
+        "open_write",
+        lambda path: FullDisk(open_write(path)) if "b.rows" in path else open_write(path),
+    )
+
+
+def fail_rename(monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = storage.rename
+
+    def renamed(source: str, destination: str) -> None:
+        if destination.endswith("b.rows"):
+            # As on a real disk: Beam's own error, of many lines.
+            return rename(source + "-gone", destination)
+        return rename(source, destination)
+
+    monkeypatch.setattr(storage, "rename", renamed)
+
+
+def fail_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    def result(*_: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Job, "result", result)
+
+
+def fail_clean_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def delete(*_: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(storage, "delete_left_over", delete)
+
+
+@pytest.mark.parametrize("fail", [fail_write, fail_rename, fail_result, fail_clean_up])
+def test_a_write_error_is_one_line_and_the_same_command_finishes(fail: Any, tmp_path: Path) -> None:
+    job = plan(tmp_path, a="x", b="y f1")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        fail(monkeypatch)
+        with pytest.raises(InvalidInput, match=r"out: cannot be written or read \(.+\)") as caught:
+            run_job(job, Upper(tmp_path / "log"), Publish(tmp_path / "published"), ())
+    assert str(caught.value).startswith(job.output)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "published").exists()
+    assert not (tmp_path / "out" / "b.rows").exists()
+    run_job(job, Upper(tmp_path / "log"), Publish(tmp_path / "published"), ())
+    assert (tmp_path / "out" / "b.rows").read_bytes() == b"Y"
+    assert json.loads((tmp_path / "published").read_text()) == [
+        ["a", 1, {}],
+        ["b", 1, {"empty": 1}],
+    ]
+    assert not list((tmp_path / "out").rglob("*.tmp-*"))
+
+
+def test_a_write_error_while_publishing_is_one_line(tmp_path: Path) -> None:
+    job = plan(tmp_path, a="x")
+    publish = Publish(tmp_path / "published", OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(InvalidInput, match=r"No space left on device.*free space, then repeat"):
+        run_job(job, Upper(tmp_path / "log"), publish, ())
+
+
+def test_a_shard_whose_result_is_cut_short_is_made_again(tmp_path: Path) -> None:
+    job = plan(tmp_path, a="x", b="y")
+    run_job(job, Upper(tmp_path / "log"), Publish(tmp_path / "published"), ())
+    Path(job.done_path("a")).write_text('{"name": "a", ')
+    run_job(job, Upper(tmp_path / "log"), Publish(tmp_path / "published"), ())
+    assert log(tmp_path).count("process ['x']") == 2
+    assert log(tmp_path).count("process ['y']") == 1
+    assert job.result(job.specs[0]) is not None
+
+
+# Beam's own flags and its log.
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--runner=NoSuchRunner", "Beam: Unexpected pipeline runner: NoSuchRunner. Valid values"),
+        ("--runner=no.such.Runner", "Beam: No module named 'no'"),
+        ("--runner=os.path", "Beam: "),
+        ("--runner", "Beam: argument --runner: expected one argument"),
+        ("--num_workers=abc", "Beam: argument --num_workers: invalid int value: 'abc'"),
+        ("--direct_running_mode=fast", "Beam: argument --direct_running_mode: invalid choice"),
+    ],
+)
+def test_a_beam_flag_that_cannot_be_used_is_one_line(
+    flag: str, said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_beam_args([flag])
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_beam_flags_that_can_be_used_pass() -> None:
+    check_beam_args([])
+    check_beam_args([*PROCESSES, "--runner=DirectRunner", "--job_name=x"])
+
+
+class Remote(PipelineRunner):
+    """A runner that is none of the local ones."""
+
+    def run_pipeline(self, pipeline: Any, options: Any) -> Any:
+        return FnApiRunner().run_pipeline(pipeline, options)
+
+
+class NoteLevel(Publish):
+    """Writes down how much Beam logs."""
+
+    def __call__(self, results: list[ShardResult]) -> None:
+        del results
+        self.path.write_text(str(logging.getLogger("apache_beam").level))
+
+
+@pytest.mark.parametrize(
+    ("runner", "during"),
+    [
+        ("FnApiRunner", logging.CRITICAL),
+        ("DirectRunner", logging.CRITICAL),
+        (f"{__name__}.Remote", logging.ERROR),
+    ],
+)
+def test_only_a_local_runner_is_silenced_and_only_while_it_runs(
+    runner: str, during: int, tmp_path: Path
+) -> None:
+    logger = logging.getLogger("apache_beam")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        publish = NoteLevel(tmp_path / "level")
+        run_job(plan(tmp_path, a="x"), Upper(tmp_path / "log"), publish, (f"--runner={runner}",))
+        assert logger.level == logging.ERROR
+        failing = plan(tmp_path / "second", a="e1")
+        with pytest.raises(InvalidInput):
+            run_job(failing, Upper(tmp_path / "log"), publish, (f"--runner={runner}",))
+        assert logger.level == logging.ERROR
+    finally:
+        logger.setLevel(before)
+    assert int((tmp_path / "level").read_text()) == during
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,11 @@ import pytest
 from PIL import Image
 
 import captionbeam
+from model.errors import ItemFailure
 from model.image_bytes import canonicalise
+from pipelines.image_files import read_image_file
+from serving import caption
+from serving.client import connect
 from serving.loaded_model import LoadedModel
 from tests.serving_fixtures import CELLS, running_server, save_tiny_model, tiny_caption
 
@@ -78,6 +83,30 @@ def test_failures_are_named_and_the_others_captioned(
     assert len(lines) == len(failed)
     for line, path, reason in zip(lines, failed, reasons, strict=True):
         assert line.startswith(f"{path}: failed ({reason}: ")
+
+
+def test_files_fail_in_the_words_of_the_pipelines(tmp_path: Path, model_dir: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    paths = [str(tmp_path / name) for name in ("pipe.jpg", "folder.jpg", "gone.jpg")]
+    with connect(model=str(model_dir), server=None) as client, caption._Reader([]) as read:
+        rows = list(caption.caption_each(paths, client, read))
+    for path, row in zip(paths, rows, strict=True):
+        with pytest.raises(ItemFailure) as caught:
+            read_image_file(path)
+        failure = caught.value
+        assert row == {"key": path, "reason": failure.reason, "message": failure.message}
+    assert rows[0]["message"] == "a pipe, expected a file"
+
+
+@pytest.mark.parametrize("target", [["--model=m"], []])
+def test_a_name_without_a_server_to_ask_is_refused(
+    target: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["caption", "x.jpg", *target] if target else ["doctor"]
+    assert captionbeam.main([*command, "--model_name=other"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"captionbeam {command[0]}: --model_name other: without --server")
 
 
 def test_json_has_a_row_for_each(

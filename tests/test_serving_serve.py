@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,9 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(path, version=10)
 
 
-@pytest.fixture
-def process(model_dir: Path) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "captionbeam.py", "serve", f"--model={model_dir}", "--port=0"]
+@contextmanager
+def serve(*flags: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "captionbeam.py", "serve", "--port=0", *flags]
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUNBUFFERED": ""}
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
@@ -34,21 +35,25 @@ def process(model_dir: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("number", "flags", "name"),
+    [(signal.SIGTERM, [], "tiny"), (signal.SIGINT, ["--model_name=other"], "other")],
+)
 def test_serves_until_a_signal_and_exits_0(
-    process: subprocess.Popen[str], number: signal.Signals
+    model_dir: Path, number: signal.Signals, flags: list[str], name: str
 ) -> None:
-    assert process.stdout is not None
-    ready = re.fullmatch(
-        r"serving tiny version 10 on (127\.0\.0\.1:\d+)\n", process.stdout.readline()
-    )
-    assert ready is not None
-    with connect(model=None, server=ready[1], model_name="tiny") as client:
-        assert client.model == ("tiny", 10)
-        assert client.caption([b"a"])[0].caption == tiny_caption(b"a")
-    process.send_signal(number)
-    assert process.wait(timeout=60) == 0
-    assert process.stdout.read() == ""
+    with serve(f"--model={model_dir}", *flags) as process:
+        assert process.stdout is not None
+        ready = re.fullmatch(
+            rf"serving {name} version 10 on (127\.0\.0\.1:\d+)\n", process.stdout.readline()
+        )
+        assert ready is not None
+        with connect(model=None, server=ready[1], model_name=name) as client:
+            assert client.model == (name, 10)
+            assert client.caption([b"a"])[0].caption == tiny_caption(b"a")
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 0
+        assert process.stdout.read() == ""
 
 
 def test_refusals_are_one_line_and_exit_2(
