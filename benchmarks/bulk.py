@@ -37,7 +37,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         photographs = lay_out(root / "photographs", COUNT)
-        images = decoded(photographs, BATCH, SETTINGS.image_size)
+        images = decoded(photographs, SETTINGS.image_size)
         clients = Clients(Target(str(export_untrained(root)), None, "captioner"))
         with clients.open() as client:
             client.caption([path.read_bytes() for path in _first_batch(photographs)])
@@ -49,7 +49,7 @@ def main() -> None:
                 where = str(photographs.images)
                 return rate(lambda: caption_all(where, columns, clients, config), COUNT)
 
-            value, sides = compare(bulk, bare_forward(images, COUNT))
+            value, sides = compare(bulk, bare_forward(images))
     report(
         "bulk_in_process_to_bare_resnet50",
         value,

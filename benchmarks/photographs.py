@@ -12,7 +12,7 @@ import tensorflow as tf
 from PIL import Image
 
 from model.image_bytes import canonicalise
-from model.preprocessing import prepare
+from model.preprocessing import CHANNELS, prepare
 
 _COCO80 = Path(__file__).parents[2] / "shared" / "data" / "coco80" / "images"
 _DRAWN, _DRAWN_SIZE = 32, (640, 480)
@@ -49,11 +49,13 @@ def lay_out(directory: Path, count: int) -> Photographs:
     return Photographs(images, annotations, count)
 
 
-def decoded(photographs: Photographs, batch_size: int, image_size: int) -> np.ndarray:
-    """The first batch as the network takes it: float32 [N, S, S, 3]."""
-    paths = sorted(photographs.images.iterdir())[:batch_size]
-    images = [canonicalise(path.read_bytes()).data for path in paths]
-    return np.stack([prepare(tf.constant(image), image_size).numpy() for image in images])
+def decoded(photographs: Photographs, image_size: int) -> np.ndarray:
+    """All of them as the network takes them: float32 [N, S, S, 3]."""
+    images = np.empty((photographs.count, image_size, image_size, CHANNELS), np.float32)
+    for row, path in enumerate(sorted(photographs.images.iterdir())):
+        data = canonicalise(path.read_bytes()).data
+        images[row] = prepare(tf.constant(data), image_size).numpy()
+    return images
 
 
 def _originals() -> Iterator[bytes]:

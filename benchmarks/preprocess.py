@@ -28,8 +28,8 @@ def main() -> None:
     """Measure and report."""
     with tempfile.TemporaryDirectory() as scratch:
         photographs = lay_out(Path(scratch) / "photographs", COUNT)
-        images = decoded(photographs, BATCH, SETTINGS.image_size)
-        load_encoder()(images)
+        images = decoded(photographs, SETTINGS.image_size)
+        load_encoder()(images[:BATCH])
         source = coco.Source("train", str(photographs.annotations), str(photographs.images))
         number = itertools.count()
 
@@ -38,7 +38,7 @@ def main() -> None:
             settings = PreprocessSettings((source,), output, encoder=SETTINGS)
             return rate(lambda: preprocess(settings, [], load_encoder), COUNT)
 
-        value, sides = compare(pipeline, bare_forward(images, COUNT))
+        value, sides = compare(pipeline, bare_forward(images))
     report(
         "preprocess_to_bare_resnet50",
         value,
