@@ -1,5 +1,7 @@
 """The exported module: image bytes in, captions out, everything inside the graph."""
 
+from functools import partial
+
 import tensorflow as tf
 
 from model.checkpoints import Trained
@@ -24,10 +26,10 @@ class CaptionModule(tf.Module):
 
     def __init__(self, trained: Trained, encoder: Encoder) -> None:
         super().__init__(name="captioner")
-        # Functions capture these; listed, they are saved. The Keras models themselves are
-        # kept out of the SavedModel, which needs none of Keras' own bookkeeping.
-        models = (trained.captioner, encoder.network)
-        self.weights = [variable.value for network in models for variable in network.weights]
+        # Functions capture these; listed, they are saved. The Keras model itself is kept out of
+        # the SavedModel, which needs none of Keras' own bookkeeping. The encoder's weights are
+        # constants of its graph, so that TensorFlow folds its batch normalisation.
+        self.weights = [variable.value for variable in trained.captioner.weights]
         # The padding's word is no word.
         words = [
             "" if index == trained.vocabulary.pad_id else word
@@ -44,15 +46,21 @@ class CaptionModule(tf.Module):
                 fn_output_signature=pixels,
             )
             # Records store float16, so the decoder has only ever seen rounded grids.
-            return tf.cast(encoder.encode(images), tf.float16)
+            return tf.cast(encoder(images), tf.float16)
 
-        def search(image_bytes: tf.Tensor) -> Hypotheses:
+        def search(image_bytes: tf.Tensor, best_only: bool) -> Hypotheses:
             return search_captions(
-                trained.captioner, trained.vocabulary, trained.config.search, look(image_bytes)
+                trained.captioner,
+                trained.vocabulary,
+                trained.config.search,
+                look(image_bytes),
+                best_only=best_only,
             )
 
-        # One graph behind every signature: traced, saved and loaded once.
-        self._search = tf.function(search, input_signature=[_IMAGE_BYTES])
+        # Graphs shared by the signatures: traced, saved and loaded once.
+        signature = [_IMAGE_BYTES]
+        self._search_best = tf.function(partial(search, best_only=True), input_signature=signature)
+        self._search_all = tf.function(partial(search, best_only=False), input_signature=signature)
 
     def signatures(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
         """Trace every signature of serving/contract."""
@@ -75,11 +83,11 @@ class CaptionModule(tf.Module):
         Returns:
           The outputs of `serving_default`.
         """
-        return self._best(self._search(image_bytes))
+        return self._best(self._search_best(image_bytes))
 
     def explain(self, image_bytes: tf.Tensor) -> Outputs:
         """The best caption with its words and where each looked; outputs of `explain`."""
-        found = self._search(image_bytes)
+        found = self._search_best(image_bytes)
         return {
             **self._best(found),
             contract.WORDS: tf.gather(self._words, found.tokens[:, 0]),
@@ -88,7 +96,7 @@ class CaptionModule(tf.Module):
 
     def nbest(self, image_bytes: tf.Tensor) -> Outputs:
         """Every hypothesis of the beam, best first; outputs of `nbest`."""
-        found = self._search(image_bytes)
+        found = self._search_all(image_bytes)
         return {
             contract.CAPTIONS: self._text(found.tokens),
             contract.LOG_PROBS: found.log_prob,

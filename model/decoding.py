@@ -35,7 +35,12 @@ class Prediction:
 
 
 def search_captions(
-    captioner: Captioner, vocabulary: Vocabulary, config: SearchConfig, grid: tf.Tensor
+    captioner: Captioner,
+    vocabulary: Vocabulary,
+    config: SearchConfig,
+    grid: tf.Tensor,
+    *,
+    best_only: bool = True,
 ) -> Hypotheses:
     """Write captions for a batch of grids, in a graph or eagerly.
 
@@ -44,6 +49,7 @@ def search_captions(
       vocabulary: special ids.
       config: width K and length T.
       grid: float16 [N, P, F], as records store it.
+      best_only: the best caption of each image will do, which takes fewer steps.
 
     Returns:
       Hypotheses, best first.
@@ -55,6 +61,7 @@ def search_captions(
         end_id=vocabulary.end_id,
         pad_id=vocabulary.pad_id,
         blocked_ids=(vocabulary.unk_id,),
+        best_only=best_only,
     )
     batch = tf.shape(grid)[0]
     rows = tf.repeat(tf.range(batch), settings.width)

@@ -98,7 +98,9 @@ class Encoder:
         size = self.settings.image_size
         signature = tf.TensorSpec([None, size, size, CHANNELS], tf.float32)
         graph = tf.function(self.encode, input_signature=[signature])
-        return convert_variables_to_constants_v2(graph.get_concrete_function())
+        # Outside whatever graph asks for it first: an export's, for one.
+        with tf.init_scope():
+            return convert_variables_to_constants_v2(graph.get_concrete_function())
 
     def encode(self, images: tf.Tensor) -> tf.Tensor:
         """Encode a batch.

@@ -29,6 +29,8 @@ class SearchSettings:
       end_id: word that finishes a hypothesis.
       pad_id: fills a finished hypothesis.
       blocked_ids: words that are never written.
+      best_only: stop as soon as every image's best hypothesis is finished. Scores only fall,
+        so nothing can overtake it; the hypotheses below it may be cut short.
     """
 
     width: int
@@ -37,6 +39,7 @@ class SearchSettings:
     end_id: int
     pad_id: int
     blocked_ids: Sequence[int] = ()
+    best_only: bool = False
 
 
 class Hypotheses(NamedTuple):
@@ -87,7 +90,8 @@ def beam(
 
     def unfinished(*flat: Any) -> tf.Tensor:
         current = _Beam(*flat)
-        return (current.time < steps) & ~tf.reduce_all(current.finished)
+        counting = current.finished[:, :1] if settings.best_only else current.finished
+        return (current.time < steps) & ~tf.reduce_all(counting)
 
     # All hypotheses start equal: only the first may count, or the beam holds copies.
     first = tf.concat([[0.0], tf.fill([width - 1], -float("inf"))], axis=0)
@@ -127,18 +131,16 @@ def _advance(step: StepFunction, current: _Beam, settings: SearchSettings) -> _B
     """Let every hypothesis read its last word, and keep the K best of all continuations."""
     batch, width = tf.shape(current.scores)[0], settings.width
     logits, state, attention = step(current.last, current.state)
-    vocabulary = logits.shape[-1]
-    log_probs = tf.reshape(tf.nn.log_softmax(logits), [batch, width, vocabulary])
-    log_probs = _allowed(log_probs, current, settings)
+    log_probs, words = _continuations(logits, current, settings)
     continued = tf.reshape(current.scores[..., tf.newaxis] + log_probs, [batch, -1])
     scores, best = tf.math.top_k(continued, k=width)
-    parent, word = best // vocabulary, best % vocabulary
+    parent = best // words.shape[-1]
+    word = tf.gather(tf.reshape(words, [batch, -1]), best, batch_dims=1)
     rows = tf.reshape(tf.range(batch)[:, tf.newaxis] * width + parent, [-1])
 
     def inherit(values: tf.Tensor) -> tf.Tensor:
         return tf.gather(values, parent, batch_dims=1)
 
-    finished = inherit(current.finished)
     now = tf.range(settings.max_length + 1) == current.time
     attention = tf.reshape(attention, [batch, width, -1])
     history = tf.where(now[:, tf.newaxis], attention[:, :, tf.newaxis], current.attention)
@@ -148,19 +150,43 @@ def _advance(step: StepFunction, current: _Beam, settings: SearchSettings) -> _B
         state=tf.nest.map_structure(lambda values: tf.gather(values, rows), state),
         tokens=tf.where(now, word[..., tf.newaxis], inherit(current.tokens)),
         scores=scores,
-        finished=finished | (word == settings.end_id),
+        finished=inherit(current.finished) | (word == settings.end_id),
         attention=inherit(history),
     )
 
 
-def _allowed(log_probs: tf.Tensor, current: _Beam, settings: SearchSettings) -> tf.Tensor:
-    """Finished: only padding, for nothing. Too long: only `<end>`. Blocked words: never."""
+def _continuations(
+    logits: tf.Tensor, current: _Beam, settings: SearchSettings
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The C = min(K, V) best next words of each hypothesis: the image's K best are among them.
+
+    Finished: padding alone, for nothing. Too long: `<end>` alone. Blocked words: never.
+    The vocabulary is passed over as seldom as can be: this is most of a search's time.
+
+    Args:
+      logits: float32 [N·K, V].
+      current: hypotheses so far.
+      settings: special ids.
+
+    Returns:
+      Log-probabilities float32 [N, K, C]; words int32 [N, K, C].
+    """
+    count = min(settings.width, logits.shape[-1])
+    shape = [-1, settings.width, count]
     never = -float("inf")
-    words = tf.range(log_probs.shape[-1])
-    blocked = tf.constant([settings.pad_id, settings.start_id, *settings.blocked_ids])
-    is_blocked = tf.reduce_any(words[:, tf.newaxis] == blocked, axis=-1)
-    too_long = current.time >= settings.max_length
-    refused = is_blocked | (too_long & (words != settings.end_id))
-    log_probs = tf.where(refused, never, log_probs)
-    padding = tf.where(words == settings.pad_id, 0.0, never)
-    return tf.where(current.finished[..., tf.newaxis], padding, log_probs)
+    normaliser = tf.reduce_logsumexp(logits, axis=-1, keepdims=True)
+    blocked = [settings.pad_id, settings.start_id, *settings.blocked_ids]
+    penalty = tf.reduce_max(tf.one_hot(blocked, logits.shape[-1], 1.0, 0.0), axis=0)
+    allowed = tf.where(penalty > 0, never, logits)
+    best, words = tf.math.top_k(allowed, k=count)
+    log_probs = tf.reshape(best - normaliser, shape)
+    end = tf.reshape(logits[:, settings.end_id : settings.end_id + 1] - normaliser, shape[:2])
+    # What must follow, as the first of C continuations; the others cannot be.
+    finished = current.finished
+    forced = finished | (current.time >= settings.max_length)
+    only = tf.where(finished, 0.0, end)[..., tf.newaxis]
+    rest = tf.fill([*tf.unstack(tf.shape(end)), count - 1], never)
+    log_probs = tf.where(forced[..., tf.newaxis], tf.concat([only, rest], -1), log_probs)
+    word = tf.where(finished, settings.pad_id, settings.end_id)[..., tf.newaxis]
+    words = tf.where(forced[..., tf.newaxis], word, tf.reshape(words, shape))
+    return log_probs, words

@@ -32,6 +32,9 @@ from serving.errors import InvalidRequest
 _READ_THREADS = 16
 # Batches that are read or waiting while one is in the model.
 _BATCHES_AHEAD = 2
+# Batches in the model at once: one encodes while the other, whose search leaves cores idle,
+# writes words.
+_CALLS = 2
 
 
 @dataclass(frozen=True)
@@ -149,8 +152,13 @@ class CaptionShard:
             images = read_ahead(
                 items, partial(_load, fetcher), threads=_READ_THREADS, ahead=size * _BATCHES_AHEAD
             )
-            for batch in batches(images, size):
-                for item, outcome in _caption(client, batch):
+            captioned = read_ahead(
+                batches(images, size), partial(_caption, client), threads=_CALLS, ahead=_CALLS
+            )
+            for _, outcomes in captioned:
+                if isinstance(outcomes, ItemFailure):
+                    raise outcomes
+                for item, outcome in outcomes:
                     if isinstance(outcome, ItemFailure):
                         sink.fail(item, outcome)
                     else:

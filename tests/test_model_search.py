@@ -134,6 +134,15 @@ def test_a_caption_does_not_depend_on_its_batch_mates() -> None:
         np.testing.assert_allclose(alone.log_prob[0], together.log_prob[image], rtol=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_stopping_at_the_best_changes_nothing_of_it(seed: int) -> None:
+    table = make_model(seed, 4, end_bias=1.0)
+    full = run(table, settings(width=4, max_length=6))
+    early = run(table, SearchSettings(4, 6, START, END, PAD, best_only=True))
+    for name in ("tokens", "log_prob", "length", "attention"):
+        np.testing.assert_array_equal(getattr(full, name)[:, 0], getattr(early, name)[:, 0])
+
+
 def test_blocked_words_are_never_written() -> None:
     table = make_model(1, 2)
     table[..., A] += 10
