@@ -194,7 +194,9 @@ def test_the_same_encoder_from_another_path_is_the_same(tmp_path: Path) -> None:
     run = make_run(tmp_path, "model", 2)
     Trainer(run).fit(silent)
     rewrite(run.records / "manifest.json", '"weights": "random:0"', '"weights": "/mnt/w.h5"')
-    Trainer(run)
+    lines: list[str] = []
+    Trainer(run).fit(lines.append)
+    assert lines[0] == "resuming at step 2 of 2"
 
 
 def test_grids_of_another_preprocessing_are_refused(tmp_path: Path) -> None:
