@@ -1,9 +1,9 @@
 """Bulk captioning in-process, beam of three, ÷ bare ResNet50 on images already decoded.
 
 The model has the default sizes, a vocabulary of 10,000 words and untrained weights, so that
-every caption runs to the longest that is allowed: once to 11 words, the mean of COCO's
+every caption runs to the longest that is allowed: once to 11 words, the mean of coco80's
 captions, which has the target, and once to the default limit of 20, the most that a search
-can cost.
+can cost, which falls short of it.
 """
 
 import itertools
