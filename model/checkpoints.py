@@ -139,13 +139,18 @@ def load_records(records_dir: Path) -> tuple[Manifest, Vocabulary]:
 
 
 def adopt_records(
-    model_dir: Path, records_dir: Path, config: Config, ignored: Sequence[str] = ("epochs",)
+    model_dir: Path,
+    records_dir: Path,
+    manifest: Manifest,
+    config: Config,
+    ignored: Sequence[str] = ("epochs",),
 ) -> None:
     """Make MODEL_DIR belong to these records and settings, or check that it does.
 
     Args:
       model_dir: MODEL_DIR; made when it is not there.
       records_dir: RECORDS.
+      manifest: of RECORDS, checked by `load_records`.
       config: of the run.
       ignored: training settings that a resumed run may change.
 
@@ -153,11 +158,11 @@ def adopt_records(
       RecordsMismatch: the directory belongs to other records.
       InvalidInput: it was made with other settings.
     """
-    manifest, vocabulary = load_records(records_dir)
     if (model_dir / MANIFEST_FILE).exists():
-        check_same_grids(Manifest.load(model_dir), manifest, str(records_dir))
-        check_digest(vocabulary, load_vocabulary(model_dir).digest, str(model_dir))
-        check_same_records(Manifest.load(model_dir), manifest, str(records_dir))
+        begun = Manifest.load(model_dir)
+        check_same_grids(begun, manifest, str(records_dir))
+        check_digest(load_vocabulary(model_dir), manifest.vocabulary["digest"], str(model_dir))
+        check_same_records(begun, manifest, str(records_dir))
         check_same_config(Config.load(model_dir / CONFIG_FILE), config, model_dir, ignored)
         return
     make_directory(model_dir)

@@ -6,7 +6,7 @@ word's own probability: all hypotheses that are compared in the end are finished
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -120,11 +120,7 @@ def greedy(
     step: StepFunction, state: Any, batch: tf.Tensor | int, cells: int, settings: SearchSettings
 ) -> Hypotheses:
     """The most probable word at each step: a beam of one."""
-    return beam(step, state, batch, cells, _with_width(settings, 1))
-
-
-def _with_width(settings: SearchSettings, width: int) -> SearchSettings:
-    return SearchSettings(**{**vars(settings), "width": width})
+    return beam(step, state, batch, cells, replace(settings, width=1))
 
 
 def _advance(step: StepFunction, current: _Beam, settings: SearchSettings) -> _Beam:

@@ -71,7 +71,7 @@ class Trainer:
             )
         manifest, self._vocabulary = load_records(run.records)
         if self.is_chief:
-            adopt_records(run.model_dir, run.records, run.config)
+            adopt_records(run.model_dir, run.records, manifest, run.config)
         self._train_split = Split(run.records, manifest, TRAIN_SPLIT)
         self._validation_split = (
             Split(run.records, manifest, settings.validation_split)

@@ -220,5 +220,7 @@ def test_a_directory_without_images_says_what_it_has(tmp_path: Path) -> None:
 
 def test_every_item_can_be_written_as_json(tmp_path: Path) -> None:
     text = json.dumps({"url": "a\ud800.jpg"}) + "\n"
-    for item in list_sources(manifest(tmp_path, "m.jsonl", text)).items:
+    items = list_sources(manifest(tmp_path, "m.jsonl", text)).items
+    assert len(items) == 1
+    for item in items:
         json.dumps(item, ensure_ascii=False).encode()
