@@ -6,16 +6,16 @@ BIN := $(VENV)/bin
 OUTPUT ?= demo-output
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast check bench lock clean
+.PHONY: demo test test-slow check bench lock clean
 
 demo: $(STAMP)
 	$(BIN)/captionbeam demo --output $(OUTPUT)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
-
-test-fast: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -22,8 +22,15 @@ INSTALL_REQUIRES = [
 EXTRAS_REQUIRE = {
     "gcp": ["apache-beam[gcp]>=2.77,<2.78"],
     "aws": ["apache-beam[aws]>=2.77,<2.78"],
-    "dev": ["pytest>=8", "ruff>=0.13", "mypy>=1.18", "types-requests"],
+    "dask": ["apache-beam[dask]>=2.77,<2.78", "distributed>=2024.4.2"],
+    "openvino": ["openvino>=2026.0"],
 }
+# What tests of the extras need: buckets are emulated on loopback.
+EXTRAS_REQUIRE["dev"] = [
+    *(requirement for requirements in EXTRAS_REQUIRE.values() for requirement in requirements),
+    *("pytest>=8", "ruff>=0.13", "mypy>=1.18", "types-requests"),
+    *("moto[s3,server]>=5", "gcp-storage-emulator>=2026.7"),
+]
 
 setup(
     name="captionbeam",
