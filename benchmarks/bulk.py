@@ -20,9 +20,10 @@ from export.module import CaptionModule
 from model.captioner import Captioner
 from model.checkpoints import Trained
 from model.config import Config
-from model.encoder import NAME, Encoder, EncoderSettings
+from model.encoder import Encoder, EncoderSettings
 from model.preprocessing import fingerprint
 from model.records import MANIFEST_FILE, VOCABULARY_FILE, Manifest
+from model.resnet50 import NAME
 from model.vocabulary import Vocabulary
 from pipelines.bulk_job import BulkConfig, caption_all
 from pipelines.captioning import Clients, Target
@@ -72,9 +73,8 @@ def export_untrained(root: Path, length: int) -> Path:
     encoder = Encoder(SETTINGS)
     vocabulary = Vocabulary.build({f"word{index}": 1 for index in range(WORDS)}, 1)
     manifest = Manifest(
-        fingerprint=fingerprint(SETTINGS.image_size, SETTINGS.grid_size),
-        image_size=SETTINGS.image_size,
-        grid_size=SETTINGS.grid_size,
+        preprocessing=SETTINGS.choices,
+        fingerprint=fingerprint(SETTINGS.choices),
         grid_shape=encoder.grid_shape,
         encoder={"name": NAME, "weights": SETTINGS.weights, "digest": encoder.digest},
         vocabulary={"digest": vocabulary.digest, "size": len(vocabulary), "min_word_count": 1},

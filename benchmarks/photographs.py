@@ -54,7 +54,7 @@ def decoded(photographs: Photographs, image_size: int) -> np.ndarray:
     images = np.empty((photographs.count, image_size, image_size, CHANNELS), np.float32)
     for row, path in enumerate(sorted(photographs.images.iterdir())):
         data = canonicalise(path.read_bytes()).data
-        images[row] = prepare(tf.constant(data), image_size).numpy()
+        images[row] = prepare(tf.constant(data), image_size).image.numpy()
     return images
 
 

@@ -7,13 +7,28 @@ import tensorflow as tf
 from model.checkpoints import Trained
 from model.decoding import search_captions
 from model.encoder import Encoder
-from model.preprocessing import CHANNELS, prepare
+from model.preprocessing import CHANNELS, Prepared, prepare
 from model.search import Hypotheses
 from model.vocabulary import CLITIC_PATTERN, CLITIC_REPLACEMENT
 from serving import contract
 
 Outputs = dict[str, tf.Tensor]
 _IMAGE_BYTES = tf.TensorSpec([None], tf.string, name=contract.IMAGE_BYTES)
+
+
+def look_at(image_bytes: tf.Tensor, encoder: Encoder) -> tf.Tensor:
+    """Encoded images, string [N] → grids float16 [N, P, F], as preprocessing stores them."""
+    settings = encoder.settings
+    size = settings.image_size
+    prepared = tf.map_fn(
+        lambda encoded: prepare(encoded, size, settings.aspect),
+        image_bytes,
+        fn_output_signature=Prepared(
+            tf.TensorSpec([size, size, CHANNELS], tf.float32), tf.TensorSpec([2], tf.int32)
+        ),
+    )
+    # Records store float16, so the decoder has only ever seen rounded grids.
+    return tf.cast(encoder(prepared.image, prepared.extent), tf.float16)
 
 
 class CaptionModule(tf.Module):
@@ -36,17 +51,9 @@ class CaptionModule(tf.Module):
             for index, word in enumerate(trained.vocabulary.words)
         ]
         self._words = tf.constant(words)
-        image_size = encoder.settings.image_size
 
         def look(image_bytes: tf.Tensor) -> tf.Tensor:
-            pixels = tf.TensorSpec([image_size, image_size, CHANNELS], tf.float32)
-            images = tf.map_fn(
-                lambda encoded: prepare(encoded, image_size),
-                image_bytes,
-                fn_output_signature=pixels,
-            )
-            # Records store float16, so the decoder has only ever seen rounded grids.
-            return tf.cast(encoder(images), tf.float16)
+            return look_at(image_bytes, encoder)
 
         def search(image_bytes: tf.Tensor, best_only: bool) -> Hypotheses:
             return search_captions(

@@ -96,8 +96,10 @@ def _check_captions(
     encoder: Encoder,
 ) -> None:
     """The reloaded graph says what the pieces say that trained and evaluated the model."""
-    pixels = tf.stack([prepare(image, encoder.settings.image_size) for image in images])
-    grid = tf.cast(encoder(pixels), tf.float16)
+    settings = encoder.settings
+    prepared = [prepare(image, settings.image_size, settings.aspect) for image in images]
+    pixels, extents = (tf.stack(parts) for parts in zip(*prepared, strict=True))
+    grid = tf.cast(encoder(pixels, extents), tf.float16)
     expected = search_captions(trained.captioner, trained.vocabulary, trained.config.search, grid)
     answer = serve(**{contract.IMAGE_BYTES: tf.constant(images)})
     for row, text in enumerate(answer[contract.CAPTION].numpy()):

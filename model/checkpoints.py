@@ -219,8 +219,12 @@ def load_encoder(manifest: Manifest, weights: str | None = None) -> Encoder:
     Raises:
       RecordsMismatch: these weights are not the ones that made the grids.
     """
+    # Whatever computed the records: a graph that is exported is TensorFlow's, in float32.
     settings = EncoderSettings(
-        weights or manifest.encoder["weights"], manifest.image_size, manifest.grid_size
+        weights or manifest.encoder["weights"],
+        manifest.image_size,
+        manifest.grid_size,
+        manifest.aspect,
     )
     encoder = Encoder(settings)
     expected = manifest.encoder["digest"]

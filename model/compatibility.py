@@ -1,11 +1,12 @@
 """Whether records, vocabulary, settings and a model belong together; each refusal says why."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from model.config import Config
 from model.errors import InvalidInput, RecordsMismatch
-from model.preprocessing import fingerprint
+from model.preprocessing import choices, fingerprint
 from model.records import Manifest
 from model.vocabulary import Vocabulary
 
@@ -21,35 +22,55 @@ def check_digest(vocabulary: Vocabulary, expected: str, source: str) -> None:
 
 def check_fingerprint(manifest: Manifest, source: str) -> None:
     """Refuse grids that another version of model/preprocessing made."""
-    expected = fingerprint(manifest.image_size, manifest.grid_size)
-    if manifest.fingerprint != expected:
+    made_with = manifest.preprocessing
+    here = choices(manifest.image_size, manifest.grid_size, manifest.aspect)
+    difference = _first_difference(made_with, here)
+    if difference is not None:
+        name, there, now = difference
         raise RecordsMismatch(
-            f"{source}: preprocessing fingerprint {manifest.fingerprint[:8]}, this version of "
-            f"captionbeam makes {expected[:8]}; preprocess again, or use the version that made it"
+            f"{source}: preprocessing {name} is {there} there, {now} in this version of "
+            "captionbeam; preprocess again, or use the version that made it"
+        )
+    if manifest.fingerprint != fingerprint(made_with):
+        raise RecordsMismatch(
+            f"{source}: preprocessing fingerprint {manifest.fingerprint[:8]}, its choices give "
+            f"{fingerprint(made_with)[:8]}; the manifest was edited, preprocess again"
         )
 
 
 def check_same_grids(model: Manifest, records: Manifest, source: str) -> None:
     """Refuse records whose grids were made otherwise than those a model was trained on."""
-    facts = {
-        "image size": (records.image_size, model.image_size),
-        "grid size": (records.grid_size, model.grid_size),
-        "preprocessing fingerprint": (records.fingerprint[:8], model.fingerprint[:8]),
-        f"encoder {records.encoder['weights']}": (
-            records.encoder["digest"][:8],
-            model.encoder["digest"][:8],
-        ),
-    }
-    for name, (got, expected) in facts.items():
-        if got != expected:
-            raise RecordsMismatch(
-                f"{source}: {name} {got}, the model expects {expected}; "
-                "preprocess with the model's settings"
-            )
+    difference = _first_difference(records.preprocessing, model.preprocessing)
+    if difference is None:
+        weights = f"encoder {records.encoder['weights']}"
+        digests = ({weights: manifest.encoder["digest"][:8]} for manifest in (records, model))
+        difference = _first_difference(*digests)
+    if difference is not None:
+        name, got, expected = difference
+        raise RecordsMismatch(
+            f"{source}: {name.replace('_', ' ')} {got}, the model expects {expected}; "
+            "preprocess with the model's settings"
+        )
+
+
+def _first_difference(
+    one: Mapping[str, Any], other: Mapping[str, Any]
+) -> tuple[str, Any, Any] | None:
+    """Name and both values of the first field that differs."""
+    for name in dict.fromkeys((*one, *other)):
+        if one.get(name) != other.get(name):
+            return name, one.get(name), other.get(name)
+    return None
 
 
 def check_same_records(model: Manifest, records: Manifest, source: str) -> None:
     """Refuse to resume on other records: position, order and best score belong to these."""
+    if (model.flip_copies is None) != (records.flip_copies is None):
+        now, then = ("without" if m.flip_copies is None else "with" for m in (records, model))
+        raise RecordsMismatch(
+            f"{source}: records {now} flip copies, training began {then} them; take another "
+            "--model_dir, or the first run's --records"
+        )
     for split in sorted({*model.splits, *records.splits}):
         there, here = model.splits.get(split, ()), records.splits.get(split, ())
         if [shard.sha256 for shard in there] != [shard.sha256 for shard in here]:

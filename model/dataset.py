@@ -9,6 +9,7 @@ stopped, before anything is parsed.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -63,6 +64,10 @@ class Split:
         """Images of the split."""
         return self.manifest.num_images(self.name)
 
+    def parse(self, serialised: tf.Tensor) -> dict[str, Any]:
+        """records.parse as the manifest says: string [N] → features."""
+        return parse(serialised, self.manifest.grid_shape, self.manifest.compression)
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -108,9 +113,8 @@ def training_batches(
     records = _endless(split, stream).batch(stream.batch_size, drop_remainder=True)
     if context is not None and context.num_replicas_in_sync > 1:
         records = _parts(records, stream.batch_size, context)
-    shape = split.manifest.grid_shape
     return records.map(
-        lambda serialised: _teacher_forcing(serialised, shape, vocabulary),
+        lambda serialised: _teacher_forcing(split.parse(serialised), vocabulary),
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     ).prefetch(_PREFETCH_BATCHES)
@@ -163,10 +167,7 @@ def _parts(
     return records.flat_map(cut)
 
 
-def _teacher_forcing(
-    serialised: tf.Tensor, grid_shape: tuple[int, int], vocabulary: Vocabulary
-) -> dict[str, tf.Tensor]:
-    parsed = parse(serialised, grid_shape)
+def _teacher_forcing(parsed: dict[str, Any], vocabulary: Vocabulary) -> dict[str, tf.Tensor]:
     captions = parsed["tokens"]
     words = captions.merge_dims(0, 1)
     rows = words.nrows()
@@ -194,12 +195,7 @@ def images(split: Split, batch_size: int, limit: int = 0) -> tf.data.Dataset:
     records = tf.data.TFRecordDataset(split.files)
     if limit:
         records = records.take(limit)
-    shape = split.manifest.grid_shape
-    return (
-        records.batch(batch_size)
-        .map(lambda serialised: parse(serialised, shape))
-        .prefetch(_PREFETCH_BATCHES)
-    )
+    return records.batch(batch_size).map(split.parse).prefetch(_PREFETCH_BATCHES)
 
 
 def grid_statistics(split: Split, batch_size: int, limit: int) -> tuple[np.ndarray, np.ndarray]:

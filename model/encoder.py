@@ -1,70 +1,77 @@
 """The frozen encoder: ResNet50's last feature map as a grid.
 
 ResNet50 (He et al. 2015) without its top gives an image of side S a map of S/32 × S/32
-cells with 2,048 features each; a smaller grid is its adaptive average pooling.
+cells with 2,048 features each; a smaller grid is its adaptive average pooling. Where the
+aspect ratio is kept, the pooling covers the picture and leaves out the padding: P cells
+always lie over the whole photograph.
 """
 
-import hashlib
-import socket
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
+from model import resnet50, runtimes
 from model.errors import InvalidInput
-from model.preprocessing import CHANNELS
+from model.preprocessing import ASPECTS, SQUASH, choices
+from model.resnet50 import FEATURES, IMAGENET
+from model.runtimes import FLOAT32, OPENVINO, PRECISIONS, TENSORFLOW
 
-NAME = "resnet50"
-FEATURES = 2048
 STRIDE = 32
-IMAGENET = "imagenet"
-RANDOM_PREFIX = "random:"
-
-_DOWNLOAD_TIMEOUT_S = 30.0
-
-# Untrained batch normalisation passes everything through, so that random activations grow with
-# every residual block (to 2.9e5, beyond float16) and all images look alike. The stem brings
-# pixels (deviation about 65) to 1 and the branches stay small beside their shortcuts: grids of
-# coco80 then lie in 0 to 17 (mean 1.0), a channel's mean differs between images by 0.32 of
-# itself and between cells by 0.82 (0.21 and 0.83 with both scales at 1), the cosine between two
-# photographs' grids is 0.78 (0.96), and ridge regression on 280 drawn scenes tells colours with
-# 0.78 (0.57), sizes with 0.99 and places with 0.95 accuracy.
-_STEM, _RANDOM_STEM_SCALE = "conv1_bn", 0.02
-_BRANCH_END, _RANDOM_BRANCH_SCALE = "_3_bn", 0.1
 
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """Which encoder.
+    """Which encoder, what it sees, and what computes it.
 
     Attributes:
       weights: "imagenet", "random:SEED" or a Keras weights file of ResNet50 without top.
-      image_size: side of its input in pixels, a multiple of 32.
-      grid_size: cells a side, at most image_size / 32.
+      image_size: S, side of its input in pixels.
+      grid_size: cells a side of the grid, at most S / 32, rounded up.
+      aspect: how a photograph is brought into the square: model.preprocessing.ASPECTS.
+      runtime: what computes it: "tensorflow" or "openvino".
+      precision: "float32", or "mixed_float16" for GPUs, TensorFlow alone.
     """
 
     weights: str = IMAGENET
     image_size: int = 224
     grid_size: int = 7
+    aspect: str = SQUASH
+    runtime: str = TENSORFLOW
+    precision: str = FLOAT32
 
     def __post_init__(self) -> None:
-        if self.image_size < STRIDE or self.image_size % STRIDE:
+        if self.image_size < STRIDE:
+            raise InvalidInput(f"image_size {self.image_size}, expected at least {STRIDE} pixels")
+        if not 1 <= self.grid_size <= self.native_size:
             raise InvalidInput(
-                f"image_size {self.image_size}, expected a multiple of {STRIDE} pixels"
-            )
-        native = self.image_size // STRIDE
-        if not 1 <= self.grid_size <= native:
-            raise InvalidInput(
-                f"grid_size {self.grid_size}, expected 1 to {native} for image_size "
+                f"grid_size {self.grid_size}, expected 1 to {self.native_size} for image_size "
                 f"{self.image_size}; raise --image_size to {self.grid_size * STRIDE}"
             )
+        for name, value, valid in (
+            ("aspect", self.aspect, ASPECTS),
+            ("encoder_runtime", self.runtime, (TENSORFLOW, OPENVINO)),
+            ("encoder_precision", self.precision, PRECISIONS),
+        ):
+            if value not in valid:
+                raise InvalidInput(f"{name} {value!r}, expected one of {', '.join(valid)}")
+        if self.runtime == OPENVINO and self.precision != FLOAT32:
+            raise InvalidInput(
+                f"encoder_precision {self.precision} with encoder_runtime {OPENVINO}, expected "
+                f"{FLOAT32}; take --encoder_runtime {TENSORFLOW}"
+            )
+
+    @property
+    def native_size(self) -> int:
+        """Cells a side of the network's own feature map; its strides round up."""
+        return -(-self.image_size // STRIDE)
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """Every choice between image bytes and stored grid."""
+        return choices(self.image_size, self.grid_size, self.aspect)
 
 
 class Encoder:
@@ -72,132 +79,66 @@ class Encoder:
 
     Attributes:
       settings: what it was made from.
+      network: the Keras model.
       digest: SHA-256 (hex) of its weights.
       grid_shape: (P, F).
     """
 
     def __init__(self, settings: EncoderSettings) -> None:
         self.settings = settings
-        self.network = _build(settings)
+        self.network = resnet50.build(settings.weights, settings.image_size, settings.precision)
         # Batch normalisation must keep its stored statistics: frozen means frozen.
         self.network.trainable = False
-        self.digest = _digest(self.network)
+        self.digest = resnet50.digest(self.network)
         self.grid_shape = (settings.grid_size**2, FEATURES)
 
-    def __call__(self, images: np.ndarray | tf.Tensor) -> tf.Tensor:
-        """Encode a batch through the compiled graph; arguments as `encode`."""
-        return self._forward(tf.convert_to_tensor(images, tf.float32))[0]
-
     @cached_property
-    def _forward(self) -> Callable[[tf.Tensor], list[tf.Tensor]]:
-        """`encode` with its weights as constants, made when it is first called.
+    def _runtime(self) -> runtimes.Runtime:
+        """Made when first needed: the launcher of a cluster job asks for the digest alone."""
+        return runtimes.load(self.settings.runtime, self.network)
 
-        TensorFlow folds batch normalisation into constant kernels: 0.84 of the CPU time of the
-        graph with variables, grids equal to 1e-6 of their mean.
-        """
-        size = self.settings.image_size
-        signature = tf.TensorSpec([None, size, size, CHANNELS], tf.float32)
-        graph = tf.function(self.encode, input_signature=[signature])
-        # Outside whatever graph asks for it first: an export's, for one.
-        with tf.init_scope():
-            return convert_variables_to_constants_v2(graph.get_concrete_function())
+    @property
+    def batch_size(self) -> int:
+        """Images that a call does best with."""
+        return self._runtime.batch_size
 
-    def encode(self, images: tf.Tensor) -> tf.Tensor:
+    @property
+    def concurrency(self) -> int:
+        """Calls that do best at once, each from a thread of its own."""
+        return self._runtime.concurrency
+
+    def __call__(
+        self, images: np.ndarray | tf.Tensor, extents: np.ndarray | tf.Tensor | None = None
+    ) -> tf.Tensor:
         """Encode a batch.
 
         Args:
           images: float32 [N, S, S, 3] as model/preprocessing prepares them.
+          extents: int32 [N, 2], the picture's size in each; None where pictures fill it.
 
         Returns:
-          float32 [N, P, F], cells row-major.
+          float32 [N, P, F], cells row-major. With TensorFlow as its runtime, a graph may call it.
         """
-        feature_map = self.network(images, training=False)
-        native = self.settings.image_size // STRIDE
-        if self.settings.grid_size != native:
-            pool = tf.constant(_pooling_matrix(native, self.settings.grid_size))
-            feature_map = tf.einsum("gy,hx,nyxf->nghf", pool, pool, feature_map)
+        return self._pool(self._runtime(images), extents)
+
+    def _pool(
+        self, feature_map: np.ndarray | tf.Tensor, extents: np.ndarray | tf.Tensor | None
+    ) -> tf.Tensor:
+        """Average the cells that the picture covers to the grid's."""
+        settings = self.settings
+        feature_map = tf.convert_to_tensor(feature_map)
+        if settings.aspect != SQUASH and extents is not None:
+            # Row n averages n cells, so that the picture's size picks its matrix.
+            table = tf.constant(_pooling_table(settings.native_size, settings.grid_size))
+            covered = -(-tf.convert_to_tensor(extents) // STRIDE)
+            vertical, horizontal = (tf.gather(table, covered[:, axis]) for axis in (0, 1))
+            rows = tf.einsum("ngy,nyxf->ngxf", vertical, feature_map)
+            feature_map = tf.einsum("nhx,ngxf->nghf", horizontal, rows)
+        elif settings.grid_size != settings.native_size:
+            matrix = tf.constant(_pooling_matrix(settings.native_size, settings.grid_size))
+            rows = tf.einsum("gy,nyxf->ngxf", matrix, feature_map)
+            feature_map = tf.einsum("hx,ngxf->nghf", matrix, rows)
         return tf.reshape(feature_map, [-1, *self.grid_shape])
-
-
-def _build(settings: EncoderSettings) -> keras.Model:
-    shape = (settings.image_size, settings.image_size, CHANNELS)
-
-    def network(weights: str | None) -> keras.Model:
-        return keras.applications.ResNet50(
-            include_top=False, weights=weights, input_shape=shape, name=NAME
-        )
-
-    if settings.weights.startswith(RANDOM_PREFIX):
-        seed = settings.weights.removeprefix(RANDOM_PREFIX)
-        if not seed.isdecimal():
-            raise InvalidInput(f"encoder weights {settings.weights!r}, expected random:SEED")
-        model = network(None)
-        _randomise(model, int(seed))
-        return model
-    if settings.weights == IMAGENET:
-        try:
-            with _socket_timeout(_DOWNLOAD_TIMEOUT_S):
-                return network(IMAGENET)
-        # Keras wraps whatever its download meets in a bare Exception.
-        except Exception as error:
-            raise InvalidInput(
-                f"ImageNet weights could not be downloaded ({error}); pass a weights file or "
-                "random:SEED as --encoder_weights"
-            ) from error
-    if not Path(settings.weights).is_file():
-        raise InvalidInput(
-            f"encoder weights {settings.weights!r}: no such file, expected imagenet, random:SEED "
-            "or a Keras weights file of ResNet50 without top"
-        )
-    model = network(None)
-    try:
-        with warnings.catch_warnings():
-            # Keras leaves what it does not find in the file at random values, with a warning.
-            warnings.filterwarnings("error", message="Skipping nested container")
-            model.load_weights(settings.weights)
-    except (ValueError, KeyError, OSError, UserWarning) as error:
-        raise InvalidInput(
-            f"{settings.weights}: not the weights of ResNet50 without top ({error})"
-        ) from error
-    return model
-
-
-@contextmanager
-def _socket_timeout(timeout_s: float) -> Iterator[None]:
-    """Bound each wait of a download that takes no timeout of its own."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(timeout_s)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _randomise(network: keras.Model, seed: int) -> None:
-    """Give every kernel He-normal values from one NumPy stream, the same on any machine."""
-    generator = np.random.default_rng(seed)
-    for layer in network.layers:
-        if isinstance(layer, keras.layers.Conv2D):
-            kernel, bias = layer.get_weights()
-            deviation = (2 / int(np.prod(kernel.shape[:3]))) ** 0.5
-            kernel = generator.standard_normal(kernel.shape, dtype=np.float32) * deviation
-            layer.set_weights([kernel, np.zeros_like(bias)])
-        elif layer.name == _STEM:
-            _set_scale(layer, _RANDOM_STEM_SCALE)
-        elif layer.name.endswith(_BRANCH_END):
-            _set_scale(layer, _RANDOM_BRANCH_SCALE)
-
-
-def _set_scale(layer: keras.layers.BatchNormalization, scale: float) -> None:
-    gamma, *others = layer.get_weights()
-    layer.set_weights([np.full_like(gamma, scale), *others])
-
-
-def _digest(network: keras.Model) -> str:
-    digest = hashlib.sha256()
-    for weight in network.weights:
-        digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
-    return digest.hexdigest()
 
 
 def _pooling_matrix(native: int, cells: int) -> np.ndarray:
@@ -207,3 +148,11 @@ def _pooling_matrix(native: int, cells: int) -> np.ndarray:
         first, last = cell * native // cells, -(-(cell + 1) * native // cells)
         matrix[cell, first:last] = 1 / (last - first)
     return matrix
+
+
+def _pooling_table(native: int, cells: int) -> np.ndarray:
+    """Row n is the pooling matrix over the first n of the native cells: [native + 1, G, native]."""
+    table = np.zeros((native + 1, cells, native), np.float32)
+    for covered in range(1, native + 1):
+        table[covered, :, :covered] = _pooling_matrix(covered, cells)
+    return table

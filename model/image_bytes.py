@@ -63,12 +63,16 @@ class Canonical:
     height: int
 
 
-def canonicalise(data: bytes, limits: Limits | None = None) -> Canonical:
+def canonicalise(
+    data: bytes, limits: Limits | None = None, *, read_pixels: bool = True
+) -> Canonical:
     """Validate image bytes and bring them into canonical form.
 
     Args:
       data: a JPEG (MPO), PNG, GIF, BMP, WebP or TIFF file; of several frames the first.
       limits: caps; `Limits()` when omitted.
+      read_pixels: False leaves the pixels of a JPEG that needs no conversion unread, for callers
+        that decode it themselves and, when that fails, ask again with True for the reason.
 
     Returns:
       Upright RGB image bytes and their size.
@@ -87,7 +91,7 @@ def canonicalise(data: bytes, limits: Limits | None = None) -> Canonical:
         )
     with _open(data) as image:
         _check_size(image, limits)
-        return _convert(image, data)
+        return _convert(image, data, read_pixels)
 
 
 def _open(data: bytes) -> Image.Image:
@@ -118,17 +122,18 @@ def _check_size(image: Image.Image, limits: Limits) -> None:
         )
 
 
-def _convert(image: Image.Image, data: bytes) -> Canonical:
+def _convert(image: Image.Image, data: bytes, read_pixels: bool) -> Canonical:
     try:
         if image.format != "JPEG":
             # PNG may hold EXIF behind its pixels; looking for it must not hide that they are cut.
             image.load()
         if _is_canonical(image, data):
             width, height = image.size
-            # An eighth of the size reads every coefficient, so truncation still shows, and
-            # skips most of the arithmetic (JPEG only; PNG is loaded by now).
-            image.draft(None, (width // 8, height // 8))
-            image.load()
+            if read_pixels:
+                # An eighth of the size reads every coefficient, so truncation still shows, and
+                # skips most of the arithmetic (JPEG only; PNG is loaded by now).
+                image.draft(None, (width // 8, height // 8))
+                image.load()
             return Canonical(data, width, height)
         image.load()
         # After load: a TIFF is turned by Pillow itself, which then drops the tag.

@@ -6,6 +6,9 @@ graph traces; records made with another FINGERPRINT are refused by the trainer.
 
 import hashlib
 import json
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -14,38 +17,110 @@ import tensorflow as tf
 BGR_MEANS = (103.939, 116.779, 123.68)
 CHANNELS = 3
 
+SQUASH, KEEP = ASPECTS = ("squash", "keep")
+"""squash: both sides become S. keep: the longer side becomes S, the rest is padding."""
+
+# Sizes, as parts of the original, at which a JPEG decoder can stop early.
+_JPEG_SCALES = (1, 2, 4, 8)
+
 # Every choice that changes a pixel. Change the code below and this table together.
-CHOICES = {
-    "version": 1,
-    "decode": "tf.io.decode_image, first frame",
-    "resize": "bilinear with antialias, aspect ratio squashed",
+CHOICES: dict[str, Any] = {
+    "version": 2,
+    "decode": "tf.io.decode_image, first frame; JPEG at the least DCT scale that covers the target",
+    "resize": "bilinear with antialias",
+    "padding": "ImageNet means, right and below",
     "colour": "BGR minus ImageNet means",
-    "means": BGR_MEANS,
+    "means": list(BGR_MEANS),
+    "pooling": "adaptive average over the cells that the picture covers",
     "grid_dtype": "float16",
 }
 
 
-def fingerprint(image_size: int, grid_size: int) -> str:
-    """SHA-256 (hex) of every choice between image bytes and stored grid."""
-    choices = {**CHOICES, "image_size": image_size, "grid_size": grid_size}
-    return hashlib.sha256(json.dumps(choices, sort_keys=True).encode()).hexdigest()
+class Prepared(NamedTuple):
+    """An image as ResNet50 takes it.
+
+    Attributes:
+      image: float32 [S, S, 3], BGR, channel means removed, about −124 to 151.
+      extent: int32 [2], height and width in pixels of the picture in its top left; the rest is
+        padding with the means, that is 0.
+    """
+
+    image: tf.Tensor
+    extent: tf.Tensor
 
 
-def prepare(image_bytes: tf.Tensor, image_size: int) -> tf.Tensor:
+def choices(image_size: int, grid_size: int, aspect: str) -> dict[str, Any]:
+    """Every choice between image bytes and stored grid, as JSON holds it.
+
+    Args:
+      image_size: S, the side in pixels of the encoder's input.
+      grid_size: cells a side of the stored grid.
+      aspect: one of ASPECTS.
+    """
+    return {**CHOICES, "image_size": image_size, "grid_size": grid_size, "aspect": aspect}
+
+
+def fingerprint(made_with: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of `choices`."""
+    return hashlib.sha256(json.dumps(dict(made_with), sort_keys=True).encode()).hexdigest()
+
+
+def prepare(image_bytes: tf.Tensor, image_size: int, aspect: str = SQUASH) -> Prepared:
     """Decode and normalise one image as ResNet50 expects it.
 
     Args:
       image_bytes: scalar string, canonical bytes (model/image_bytes).
-      image_size: S, the side in pixels of the square that the photograph is squashed to.
-
-    Returns:
-      float32 [S, S, 3], BGR, channel means removed, about −124 to 151.
+      image_size: S, the side in pixels of the square that the encoder takes.
+      aspect: one of ASPECTS.
 
     Raises:
       tf.errors.InvalidArgumentError: bytes that TensorFlow cannot decode.
     """
+    image, extent = tf.cond(
+        tf.io.is_jpeg(image_bytes),
+        lambda: _decode_jpeg(image_bytes, image_size, aspect),
+        lambda: _decode_other(image_bytes, image_size, aspect),
+    )
+    # Antialias: without it, a photograph shrunk threefold keeps one pixel of nine.
+    image = tf.image.resize(image, extent, antialias=True)
+    image = tf.reverse(image, axis=[-1]) - tf.constant(BGR_MEANS)
+    if aspect == KEEP:
+        below, right = tf.unstack(image_size - extent)
+        image = tf.pad(image, [[0, below], [0, right], [0, 0]])
+    return Prepared(tf.ensure_shape(image, [image_size, image_size, CHANNELS]), extent)
+
+
+def _target_size(size: tf.Tensor, image_size: int, aspect: str) -> tf.Tensor:
+    """Height and width int32 [2] that a picture of this size is brought to."""
+    if aspect == SQUASH:
+        return tf.constant([image_size, image_size])
+    longer = tf.cast(tf.reduce_max(size), tf.float64)
+    fitted = tf.round(tf.cast(size, tf.float64) * image_size / longer)
+    return tf.maximum(tf.cast(fitted, tf.int32), 1)
+
+
+def _decode_other(
+    image_bytes: tf.Tensor, image_size: int, aspect: str
+) -> tuple[tf.Tensor, tf.Tensor]:
     image = tf.io.decode_image(image_bytes, channels=CHANNELS, expand_animations=False)
     image.set_shape([None, None, CHANNELS])
-    # Antialias: without it, a photograph shrunk threefold keeps one pixel of nine.
-    image = tf.image.resize(image, [image_size, image_size], antialias=True)
-    return tf.reverse(image, axis=[-1]) - tf.constant(BGR_MEANS)
+    return image, _target_size(tf.shape(image)[:2], image_size, aspect)
+
+
+def _decode_jpeg(
+    image_bytes: tf.Tensor, image_size: int, aspect: str
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Decode no more pixels than the resize needs.
+
+    The inverse DCT gives a half, a quarter or an eighth of the size directly, without the
+    coefficients that are finer than its pixels: a low-pass filter for less than nothing.
+    """
+    size = tf.io.extract_jpeg_shape(image_bytes)[:2]
+    target = _target_size(size, image_size, aspect)
+    shrink = tf.reduce_min(size // target)
+    step = sum(tf.cast(shrink >= scale, tf.int32) for scale in _JPEG_SCALES[1:])
+    decoders = [
+        partial(tf.io.decode_jpeg, image_bytes, channels=CHANNELS, ratio=scale)
+        for scale in _JPEG_SCALES
+    ]
+    return tf.switch_case(step, decoders), target

@@ -6,6 +6,7 @@ RECORDS/ holds `SPLIT-00000-of-00004.tfrecord` (one Example an image), `vocabula
 
 import json
 import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,16 +18,22 @@ import tensorflow as tf
 
 from model.errors import InvalidInput
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 VOCABULARY_FILE = "vocabulary.json"
 FAILURES_FILE = "failures.jsonl"
 RECORD_SUFFIX = ".tfrecord"
 GRID_DTYPE = np.float16
+NO_COMPRESSION, ZLIB = COMPRESSIONS = ("none", "zlib")
+"""How a record keeps its grid; TensorFlow inflates zlib in its graph."""
+# Ends the key of a record that is the mirror image of the one before it.
+FLIP_MARK = "#flip"
 
 _IMAGE_ID, _KEY, _GRID, _CAPTIONS = "image_id", "key", "grid", "captions"
 _TOKENS, _TOKEN_COUNTS = "tokens", "token_counts"
 _CRC_MASK_DELTA = 0xA282EAD8
+# Level 6 takes 2 to 5 times as long for 3 to 14 % fewer bytes (docs/preprocessing.md).
+_ZLIB_LEVEL = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +42,8 @@ class Record:
 
     Attributes:
       image_id: id in the source annotations.
-      key: the image's file name in the source; unique within a split.
+      key: the image's file name in the source, with FLIP_MARK for its mirror image; unique
+        within a split.
       grid: float16 [P, F], cells row-major from the top left.
       captions: raw captions, in the source's order.
       tokens: for each caption the ids of its words, no special ids.
@@ -48,13 +56,16 @@ class Record:
     tokens: tuple[tuple[int, ...], ...]
 
 
-def serialise(record: Record) -> bytes:
-    """Turn a record into a serialised tf.train.Example."""
+def serialise(record: Record, compression: str = NO_COMPRESSION) -> bytes:
+    """Turn a record into a serialised tf.train.Example; `compression` is one of COMPRESSIONS."""
     flat = [token for caption in record.tokens for token in caption]
+    grid = np.ascontiguousarray(record.grid, GRID_DTYPE).tobytes()
+    if compression == ZLIB:
+        grid = zlib.compress(grid, _ZLIB_LEVEL)
     features = {
         _IMAGE_ID: _ints([record.image_id]),
         _KEY: _strings([record.key.encode()]),
-        _GRID: _strings([np.ascontiguousarray(record.grid, GRID_DTYPE).tobytes()]),
+        _GRID: _strings([grid]),
         _CAPTIONS: _strings([caption.encode() for caption in record.captions]),
         _TOKENS: _ints(flat),
         _TOKEN_COUNTS: _ints([len(caption) for caption in record.tokens]),
@@ -63,12 +74,15 @@ def serialise(record: Record) -> bytes:
     return example.SerializeToString(deterministic=True)
 
 
-def parse(serialised: tf.Tensor, grid_shape: Sequence[int]) -> dict[str, Any]:
+def parse(
+    serialised: tf.Tensor, grid_shape: Sequence[int], compression: str = NO_COMPRESSION
+) -> dict[str, Any]:
     """Read a batch of serialised Examples, inside tf.data or eagerly.
 
     Args:
       serialised: string [N].
       grid_shape: (P, F) of the manifest.
+      compression: of the manifest.
 
     Returns:
       image_id int64 [N], key string [N], grid float16 [N, P, F], captions string ragged
@@ -86,7 +100,10 @@ def parse(serialised: tf.Tensor, grid_shape: Sequence[int]) -> dict[str, Any]:
         ),
     }
     parsed = tf.io.parse_example(serialised, spec)
-    parsed[_GRID] = tf.reshape(tf.io.decode_raw(parsed[_GRID], tf.float16), [-1, *grid_shape])
+    stored = parsed[_GRID]
+    if compression == ZLIB:
+        stored = tf.io.decode_compressed(stored, "ZLIB")
+    parsed[_GRID] = tf.reshape(tf.io.decode_raw(stored, tf.float16), [-1, *grid_shape])
     parsed[_TOKENS] = tf.cast(parsed[_TOKENS], tf.int32)
     return parsed
 
@@ -104,7 +121,7 @@ def shard_name(split: str, index: int, num_shards: int) -> str:
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """A finished shard: file name, images, captions, size in bytes, SHA-256 of the file."""
+    """A finished shard: file name, records, captions, size in bytes, SHA-256 of the file."""
 
     file: str
     records: int
@@ -118,21 +135,22 @@ class Manifest:
     """What a RECORDS directory holds; its presence says that the directory is complete.
 
     Attributes:
-      fingerprint: digest of the preprocessing choices (model/preprocessing).
-      image_size: side in pixels of the encoder's input.
-      grid_size: cells a side; P is its square.
+      preprocessing: every choice between image bytes and grid (model/preprocessing.choices).
+      fingerprint: digest of these.
       grid_shape: (P, F).
-      encoder: {"name", "weights", "digest"}.
+      encoder: {"name", "weights", "digest", "runtime", "precision"}.
       vocabulary: {"digest", "size", "min_word_count"}.
       max_words: words of a caption beyond which it is cut.
       splits: shards by split name.
       ledger: {"inputs", "written", "failed": {reason: images}, "skipped"} over images.
       caption_ledger: {"inputs", "written", "failed": {reason: captions}, "cut"}.
+      compression: how records keep their grids; one of COMPRESSIONS.
+      flip_copies: records of the training split that are mirror images; None where none were
+        asked for.
     """
 
+    preprocessing: Mapping[str, Any]
     fingerprint: str
-    image_size: int
-    grid_size: int
     grid_shape: tuple[int, int]
     encoder: Mapping[str, str]
     vocabulary: Mapping[str, Any]
@@ -140,7 +158,24 @@ class Manifest:
     splits: Mapping[str, tuple[ShardInfo, ...]]
     ledger: Mapping[str, Any]
     caption_ledger: Mapping[str, Any]
+    compression: str = NO_COMPRESSION
+    flip_copies: int | None = None
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the encoder's input."""
+        return int(self.preprocessing["image_size"])
+
+    @property
+    def grid_size(self) -> int:
+        """Cells a side; P is its square."""
+        return int(self.preprocessing["grid_size"])
+
+    @property
+    def aspect(self) -> str:
+        """How photographs were brought into the encoder's square."""
+        return str(self.preprocessing["aspect"])
 
     def to_json(self) -> str:
         """Canonical text: the same manifest always has the same bytes."""
@@ -162,7 +197,10 @@ class Manifest:
                 split: tuple(ShardInfo(**shard) for shard in shards)
                 for split, shards in fields["splits"].items()
             }
-            return cls(**fields)
+            manifest = cls(**fields)
+            # What every user asks for; a manifest without it is none of ours.
+            _ = manifest.image_size, manifest.grid_size, manifest.aspect
+            return manifest
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InvalidInput(
                 f"{source}: not a manifest of captionbeam ({error}); run preprocess again"
@@ -188,7 +226,7 @@ class Manifest:
         return cls.from_json(text, str(path))
 
     def num_images(self, split: str) -> int:
-        """Images written for a split."""
+        """Records of a split, mirror images among them."""
         return sum(shard.records for shard in self.shards(split))
 
     def shards(self, split: str) -> tuple[ShardInfo, ...]:

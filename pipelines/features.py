@@ -1,10 +1,11 @@
 """What a preprocessing shard does: image bytes → ResNet50 grids → records."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -13,7 +14,7 @@ from apache_beam.utils.shared import Shared
 from model import records
 from model.errors import ItemFailure, Reason
 from model.image_bytes import canonicalise
-from model.preprocessing import prepare
+from model.preprocessing import Prepared, prepare
 from model.vocabulary import Vocabulary
 from pipelines import coco, storage
 from pipelines.image_files import read_image_file
@@ -21,15 +22,23 @@ from pipelines.jobs import Item
 from pipelines.read_ahead import batches, read_ahead
 from pipelines.sink import Sink
 
-BATCH = 32
 # More threads than cores hide the latency of a bucket; decoding itself scales to the cores.
-_THREADS = min(8, 2 * (os.cpu_count() or 1))
+READ_THREADS = min(8, 2 * (os.cpu_count() or 1))
+# Batches read ahead of those in the encoder.
+_BATCHES_AHEAD = 2
 
 # Names of a ShardResult's counts.
 CAPTIONS = "captions"
 CUT_CAPTIONS = "cut_captions"
+FLIPS = "flip_copies"
+FLIP_CAPTIONS = "flip_captions"
 # Valid captions lost with their image: this, then the image's reason.
 LOST_CAPTIONS = "lost_captions_"
+
+# An item's field: its mirror image becomes a record of its own.
+FLIP = "flip"
+# What a caption that begins so says is not true of the mirror image.
+_SIDES = ("left", "right")
 
 
 class GridEncoder(Protocol):
@@ -38,8 +47,35 @@ class GridEncoder(Protocol):
     digest: str
     grid_shape: tuple[int, int]
 
-    def __call__(self, images: np.ndarray) -> tf.Tensor:
-        """float32 [N, S, S, 3] → float32 [N, P, F]."""
+    @property
+    def batch_size(self) -> int:
+        """Images that a call does best with."""
+
+    @property
+    def concurrency(self) -> int:
+        """Calls that do best at once."""
+
+    def __call__(self, images: np.ndarray, extents: np.ndarray) -> tf.Tensor:
+        """float32 [N, S, S, 3], int32 [N, 2] → float32 [N, P, F]."""
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """What a shard is made with, besides the encoder.
+
+    Attributes:
+      image_size: S, side of the encoder's input in pixels.
+      aspect: how a photograph is brought into it.
+      compression: how a record keeps its grid.
+      max_words: words beyond which a caption is cut.
+      read_threads: images read and decoded at once; decides no byte.
+    """
+
+    image_size: int
+    aspect: str
+    compression: str
+    max_words: int
+    read_threads: int = READ_THREADS
 
 
 @dataclass(frozen=True)
@@ -49,16 +85,14 @@ class Features:
     Attributes:
       make_encoder: called once a process.
       shared: hands the same encoder to every thread of a process.
-      image_size: side of the encoder's input in pixels.
       vocabulary: path of vocabulary.json.
-      max_words: words beyond which a caption is cut.
+      settings: everything else.
     """
 
     make_encoder: Callable[[], GridEncoder]
     shared: Shared
-    image_size: int
     vocabulary: str
-    max_words: int
+    settings: FeatureSettings
 
     def setup(self) -> None:
         """Load the encoder, or find it loaded."""
@@ -67,67 +101,136 @@ class Features:
     def process(self, items: Sequence[Item], sink: Sink) -> None:
         """Write a record for every image that can be read and has a valid caption."""
         encoder = self.shared.acquire(self.make_encoder)
-        captioner = _Captions(_load_vocabulary(self.vocabulary), self.max_words)
-        load = partial(_load, preparer=_preparer(self.image_size))
-        loaded = read_ahead(items, load, threads=_THREADS, ahead=2 * BATCH)
-        for batch in batches(loaded, BATCH):
-            for item, grid in _encode(encoder, batch):
-                captioner.write(item, grid, sink)
+        writer = _Records(_load_vocabulary(self.vocabulary), self.settings, sink)
+        settings = self.settings
+        load = partial(_load, preparer=_preparer(settings.image_size, settings.aspect))
+        size, at_once = encoder.batch_size, encoder.concurrency
+        ahead = (at_once + _BATCHES_AHEAD) * size
+        loaded = read_ahead(items, load, threads=settings.read_threads, ahead=ahead)
+        # In threads of their own: the encoder works on while records are written.
+        encoded = read_ahead(
+            batches(_with_copies(loaded), size),
+            partial(_encode, encoder),
+            threads=at_once,
+            ahead=at_once,
+        )
+        for batch, grids in encoded:
+            # An encoder fails as a whole; what one image lacks stands in its view.
+            if isinstance(grids, ItemFailure):
+                raise grids
+            for view, grid in zip(batch, grids, strict=True):
+                writer.write(view, grid)
 
 
-@dataclass(frozen=True)
-class _Captions:
+class _View(NamedTuple):
+    """An image of an item, as it is or mirrored, ready for the encoder or failed."""
+
+    item: Item
+    prepared: Prepared | ItemFailure
+    flipped: bool
+
+
+class _Records:
     """Turns an image's captions into tokens and its outcome into a record or failure rows."""
 
-    vocabulary: Vocabulary
-    max_words: int
+    def __init__(self, vocabulary: Vocabulary, settings: FeatureSettings, sink: Sink) -> None:
+        self._vocabulary, self._settings, self._sink = vocabulary, settings, sink
+        self._last_written = False
 
-    def write(self, item: Item, grid: np.ndarray | ItemFailure, sink: Sink) -> None:
-        captions: list[str] = []
-        tokens: list[tuple[int, ...]] = []
-        cut = 0
+    def write(self, view: _View, grid: np.ndarray | ItemFailure) -> None:
+        """Account for one image; a mirror image follows the image itself."""
+        if not view.flipped:
+            self._last_written = self._write_image(view.item, grid)
+        elif self._last_written and not isinstance(grid, ItemFailure):
+            self._write_copy(view.item, grid)
+
+    def _write_image(self, item: Item, grid: np.ndarray | ItemFailure) -> bool:
+        captions = []
         for annotation_id, caption in item["captions"]:
             try:
-                words = coco.words_of(annotation_id, caption)
+                captions.append((caption, coco.words_of(annotation_id, caption)))
             except ItemFailure as failure:
-                sink.fail_part(item, failure)
-                continue
-            captions.append(caption)
-            tokens.append(tuple(self.vocabulary.encode_words(words[: self.max_words])))
-            cut += len(words) > self.max_words
+                self._sink.fail_part(item, failure)
         if isinstance(grid, ItemFailure):
-            sink.fail(item, grid, **{LOST_CAPTIONS + grid.reason: len(captions)})
+            self._sink.fail(item, grid, **{LOST_CAPTIONS + grid.reason: len(captions)})
         elif not captions:
             count = len(item["captions"])
             message = f"none of its {count} captions is valid, expected at least one"
-            sink.fail(item, ItemFailure(Reason.NO_VALID_CAPTION, message))
+            self._sink.fail(item, ItemFailure(Reason.NO_VALID_CAPTION, message))
         else:
-            record = records.Record(
-                item["image_id"], item["key"], grid, tuple(captions), tuple(tokens)
-            )
-            payload = records.frame(records.serialise(record))
-            sink.write(payload, **{CAPTIONS: len(captions), CUT_CAPTIONS: cut})
+            cut = sum(len(words) > self._settings.max_words for _, words in captions)
+            payload = self._record(item, item["key"], grid, captions)
+            self._sink.write(payload, **{CAPTIONS: len(captions), CUT_CAPTIONS: cut})
+            return True
+        return False
+
+    def _write_copy(self, item: Item, grid: np.ndarray) -> None:
+        captions = []
+        for annotation_id, caption in item["captions"]:
+            # What is wrong with a caption was said with the image.
+            with suppress(ItemFailure):
+                words = coco.words_of(annotation_id, caption)
+                if not any(word.startswith(_SIDES) for word in words):
+                    captions.append((caption, words))
+        if captions:
+            payload = self._record(item, item["key"] + records.FLIP_MARK, grid, captions)
+            self._sink.write_copy(payload, **{FLIPS: 1, FLIP_CAPTIONS: len(captions)})
+
+    def _record(
+        self, item: Item, key: str, grid: np.ndarray, captions: Sequence[tuple[str, list[str]]]
+    ) -> bytes:
+        encode, most = self._vocabulary.encode_words, self._settings.max_words
+        record = records.Record(
+            item["image_id"],
+            key,
+            grid,
+            tuple(caption for caption, _ in captions),
+            tuple(tuple(encode(words[:most])) for _, words in captions),
+        )
+        return records.frame(records.serialise(record, self._settings.compression))
 
 
-def _load(item: Item, preparer: Callable[[tf.Tensor], tf.Tensor]) -> np.ndarray:
-    """Read, validate, decode and normalise one image: float32 [S, S, 3]."""
-    canonical = canonicalise(read_image_file(item["source"]))
+def _load(item: Item, preparer: Callable[[tf.Tensor], Prepared]) -> Prepared:
+    """Read, validate, decode and normalise one image; a Prepared of arrays."""
+    data = read_image_file(item["source"])
+    # A JPEG's pixels are read once, by TensorFlow: both refuse the same files (a test compares).
+    canonical = canonicalise(data, read_pixels=False)
     try:
-        return preparer(tf.constant(canonical.data)).numpy()
+        image, extent = preparer(tf.constant(canonical.data))
+        return Prepared(image.numpy(), extent.numpy())
     except tf.errors.InvalidArgumentError as error:
+        canonicalise(data)
         raise ItemFailure(
             Reason.DECODE, f"Pillow reads it, TensorFlow does not: {error.message}"
         ) from error
 
 
-def _encode(
-    encoder: GridEncoder, batch: Sequence[tuple[Item, np.ndarray | ItemFailure]]
-) -> Iterator[tuple[Item, np.ndarray | ItemFailure]]:
-    """Images → grids float16 [P, F], in order; failures pass through."""
-    images = [image for _, image in batch if not isinstance(image, ItemFailure)]
-    grids = iter(np.asarray(encoder(np.stack(images))) if images else ())
-    for item, image in batch:
-        yield item, image if isinstance(image, ItemFailure) else _to_storage(next(grids))
+def _with_copies(loaded: Iterable[tuple[Item, Prepared | ItemFailure]]) -> Iterator[_View]:
+    """Each image and, behind it, its mirror image where its item asks for one."""
+    for item, prepared in loaded:
+        yield _View(item, prepared, flipped=False)
+        if item.get(FLIP) and not isinstance(prepared, ItemFailure):
+            yield _View(item, _mirrored(prepared), flipped=True)
+
+
+def _mirrored(prepared: Prepared) -> Prepared:
+    """The picture turned left to right inside its extent; the padding stays on the right."""
+    image, (height, width) = prepared.image.copy(), prepared.extent
+    image[:height, :width] = image[:height, :width][:, ::-1]
+    return Prepared(image, prepared.extent)
+
+
+def _encode(encoder: GridEncoder, batch: Sequence[_View]) -> list[np.ndarray | ItemFailure]:
+    """Views → grids float16 [P, F], in order; failures pass through."""
+    prepared = [view.prepared for view in batch if not isinstance(view.prepared, ItemFailure)]
+    grids: Iterator[np.ndarray] = iter(())
+    if prepared:
+        images, extents = (np.stack(parts) for parts in zip(*prepared, strict=True))
+        grids = iter(np.asarray(encoder(images, extents)))
+    return [
+        view.prepared if isinstance(view.prepared, ItemFailure) else _to_storage(next(grids))
+        for view in batch
+    ]
 
 
 def _to_storage(grid: np.ndarray) -> np.ndarray | ItemFailure:
@@ -144,10 +247,11 @@ def _to_storage(grid: np.ndarray) -> np.ndarray | ItemFailure:
 
 
 @lru_cache(maxsize=2)
-def _preparer(image_size: int) -> Callable[[tf.Tensor], tf.Tensor]:
+def _preparer(image_size: int, aspect: str) -> Callable[[tf.Tensor], Prepared]:
     """`prepare` as one graph: fewer steps in Python, where the reading threads meet."""
     return tf.function(
-        partial(prepare, image_size=image_size), input_signature=[tf.TensorSpec([], tf.string)]
+        partial(prepare, image_size=image_size, aspect=aspect),
+        input_signature=[tf.TensorSpec([], tf.string)],
     )
 
 

@@ -22,15 +22,22 @@ if TYPE_CHECKING:
 _OPTIONS: dict[str, tuple[type, str]] = {
     "image_size": (int, "pixels a side of the encoder's input (224)"),
     "grid_size": (int, "cells a side (7)"),
+    "aspect": (str, "squash photographs to the encoder's square, or keep their aspect (squash)"),
     "encoder_weights": (
         str,
         "imagenet (downloaded by Keras), random:SEED or a weights file of ResNet50 without top "
         "(imagenet)",
     ),
+    "encoder_runtime": (str, "tensorflow, openvino or auto: openvino where it is (tensorflow)"),
+    "encoder_precision": (str, "float32, mixed_float16 or auto: mixed on a GPU (auto)"),
+    "compression": (str, "of the grids: none or zlib, without loss (none)"),
     "min_word_count": (int, "a word seen less often in train becomes <unk> (5)"),
     "max_words": (int, "longer captions are cut (20)"),
     "shard_size": (int, "images a shard, about (512)"),
+    "read_threads": (int, "images a worker reads and decodes at once (twice the cores, at most 8)"),
 }
+# Those that are fields of PreprocessSettings by the same name.
+_FIELDS = ("min_word_count", "max_words", "compression", "shard_size", "read_threads")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for name, (kind, text) in _OPTIONS.items():
         parser.add_argument(f"--{name}", type=kind, help=text)
+    parser.add_argument(
+        "--flip_copies",
+        action="store_true",
+        help="add the mirror image of every training image as a record of its own",
+    )
     parser.add_argument(
         "--max_failure_rate",
         type=float,
@@ -78,17 +90,20 @@ def run(args: argparse.Namespace) -> int:
 
 def _settings(args: argparse.Namespace) -> "PreprocessSettings":
     from model.encoder import EncoderSettings
+    from model.runtimes import resolve
     from pipelines.coco import parse_source
     from pipelines.records_job import PreprocessSettings
     from pipelines.storage import absolute_path
 
-    encoder = _given(args, weights="encoder_weights", image_size="", grid_size="")
+    encoder = _given(args, weights="encoder_weights", image_size="", grid_size="", aspect="")
+    asked = _given(args, runtime="encoder_runtime", precision="encoder_precision")
     return PreprocessSettings(
         sources=tuple(map(parse_source, args.split)),
         output=absolute_path(args.output),
         karpathy=args.karpathy,
-        encoder=EncoderSettings(**encoder),
-        **_given(args, min_word_count="", max_words="", shard_size=""),
+        encoder=EncoderSettings(**{**encoder, **resolve(**asked)}),
+        flip_copies=args.flip_copies,
+        **_given(args, **dict.fromkeys(_FIELDS, "")),
     )
 
 

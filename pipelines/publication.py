@@ -10,7 +10,7 @@ from model.errors import CheckFailed, Reason
 from model.vocabulary import Vocabulary
 from pipelines import storage
 from pipelines.balance import top_reasons
-from pipelines.features import CAPTIONS, CUT_CAPTIONS, LOST_CAPTIONS
+from pipelines.features import CAPTIONS, CUT_CAPTIONS, FLIP_CAPTIONS, FLIPS, LOST_CAPTIONS
 from pipelines.jobs import WORK_DIR, Job, ShardResult, failed_by_reason
 
 # The vocabulary comes from it, and training reads it.
@@ -54,6 +54,7 @@ class Publication:
       orphans: annotations without an image.
       manifest: the manifest's fields that no shard decides.
       min_word_count: as in the settings.
+      flip_copies: as in the settings.
     """
 
     job: Job
@@ -65,6 +66,7 @@ class Publication:
     orphans: int
     manifest: Mapping[str, Any]
     min_word_count: int
+    flip_copies: bool
 
     def __call__(self, results: list[ShardResult]) -> None:
         """Check that the ledgers balance, then write.
@@ -115,7 +117,13 @@ class Publication:
                 "skipped": self.skipped,
             },
             caption_ledger=self._caption_ledger(results),
+            flip_copies=self._flip_copies(results),
         )
+
+    def _flip_copies(self, results: Sequence[ShardResult]) -> int | None:
+        if not self.flip_copies:
+            return None
+        return sum(Counter(result.counts)[FLIPS] for result in results)
 
     def _caption_ledger(self, results: Sequence[ShardResult]) -> dict[str, Any]:
         counts: Counter[str] = Counter()
@@ -137,9 +145,14 @@ class Publication:
 
 
 def _shard_info(result: ShardResult) -> records.ShardInfo:
-    output = result.output
-    captions = result.counts.get(CAPTIONS, 0)
-    return records.ShardInfo(output.file, result.written, captions, output.bytes, output.sha256)
+    output, counts = result.output, Counter(result.counts)
+    return records.ShardInfo(
+        output.file,
+        result.written + counts[FLIPS],
+        counts[CAPTIONS] + counts[FLIP_CAPTIONS],
+        output.bytes,
+        output.sha256,
+    )
 
 
 def _check_balance(unit: str, ledger: Mapping[str, Any]) -> None:

@@ -15,12 +15,13 @@ from typing import Any
 from apache_beam.utils.shared import Shared
 
 from model import records
-from model.encoder import NAME, Encoder, EncoderSettings
+from model.encoder import Encoder, EncoderSettings
 from model.errors import InvalidInput
 from model.preprocessing import fingerprint
+from model.resnet50 import NAME
 from pipelines import storage
 from pipelines.coco import Inputs, Source, read_inputs
-from pipelines.features import Features, GridEncoder
+from pipelines.features import FLIP, READ_THREADS, Features, FeatureSettings, GridEncoder
 from pipelines.jobs import WORK_DIR, Item, Job, assign, plan_job
 from pipelines.publication import (
     ORPHANS,
@@ -55,6 +56,9 @@ class PreprocessSettings:
       shard_size: images of a shard, about.
       min_word_count: a word seen less often becomes <unk>.
       max_words: words beyond which a caption is cut.
+      compression: how records keep their grids: one of model.records.COMPRESSIONS.
+      flip_copies: add the mirror image of every training image as a record of its own.
+      read_threads: images that a worker reads and decodes at once.
     """
 
     sources: tuple[Source, ...]
@@ -64,9 +68,17 @@ class PreprocessSettings:
     shard_size: int = SHARD_SIZE
     min_word_count: int = 5
     max_words: int = 20
+    compression: str = records.NO_COMPRESSION
+    flip_copies: bool = False
+    read_threads: int = READ_THREADS
 
     def __post_init__(self) -> None:
-        for name in ("shard_size", "min_word_count", "max_words"):
+        if self.compression not in records.COMPRESSIONS:
+            raise InvalidInput(
+                f"compression {self.compression!r}, expected one of "
+                f"{', '.join(records.COMPRESSIONS)}"
+            )
+        for name in ("shard_size", "min_word_count", "max_words", "read_threads"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name} {getattr(self, name)}, expected at least 1")
         counts = Counter(source.split for source in self.sources)
@@ -120,7 +132,7 @@ def preprocess(
     encoder = shared.acquire(make_encoder)
     fields = _manifest_fields(settings, encoder)
     shards = {
-        split: assign(items, -(-len(items) // settings.shard_size))
+        split: assign(_marked(split, items, settings), -(-len(items) // settings.shard_size))
         for split, items in sorted(inputs.splits.items())
     }
     job = _plan(settings, inputs, shards, fields)
@@ -130,9 +142,14 @@ def preprocess(
     work = Features(
         make_encoder,
         shared,
-        settings.encoder.image_size,
         job.path(VOCABULARY),
-        settings.max_words,
+        FeatureSettings(
+            settings.encoder.image_size,
+            settings.encoder.aspect,
+            settings.compression,
+            settings.max_words,
+            settings.read_threads,
+        ),
     )
     publication = Publication(
         job=replace(job, specs=()),
@@ -144,6 +161,7 @@ def preprocess(
         orphans=len(inputs.orphans),
         manifest=fields,
         min_word_count=settings.min_word_count,
+        flip_copies=settings.flip_copies,
     )
     run_job(job, work, publication, beam_args)
     return Outcome(_read_manifest(job), was_complete=False)
@@ -153,13 +171,26 @@ def _manifest_fields(settings: PreprocessSettings, encoder: GridEncoder) -> dict
     """What the manifest says that no shard decides."""
     wanted = settings.encoder
     return {
-        "fingerprint": fingerprint(wanted.image_size, wanted.grid_size),
-        "image_size": wanted.image_size,
-        "grid_size": wanted.grid_size,
+        "preprocessing": wanted.choices,
+        "fingerprint": fingerprint(wanted.choices),
         "grid_shape": encoder.grid_shape,
-        "encoder": {"name": NAME, "weights": wanted.weights, "digest": encoder.digest},
+        "encoder": {
+            "name": NAME,
+            "weights": wanted.weights,
+            "digest": encoder.digest,
+            "runtime": wanted.runtime,
+            "precision": wanted.precision,
+        },
         "max_words": settings.max_words,
+        "compression": settings.compression,
     }
+
+
+def _marked(split: str, items: Sequence[Item], settings: PreprocessSettings) -> Sequence[Item]:
+    """Items of the training split say that they want a mirror image, where it is asked for."""
+    if not settings.flip_copies or split != TRAIN_SPLIT:
+        return items
+    return [{**item, FLIP: True} for item in items]
 
 
 def _plan(
@@ -185,10 +216,12 @@ def _plan(
             for name, items in zip(shard_names(split, len(parts)), parts, strict=True)
         },
         {
-            "encoder_weights": settings.encoder.weights,
-            "encoder_digest": fields["encoder"]["digest"],
+            **{f"encoder_{name}": value for name, value in fields["encoder"].items()},
             "image_size": settings.encoder.image_size,
             "grid_size": settings.encoder.grid_size,
+            "aspect": settings.encoder.aspect,
+            "compression": settings.compression,
+            "flip_copies": settings.flip_copies,
             "max_words": settings.max_words,
             "min_word_count": settings.min_word_count,
             "shard_size": settings.shard_size,

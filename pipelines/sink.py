@@ -36,6 +36,11 @@ class Sink:
         self._written += 1
         self._progress.advance()
 
+    def write_copy(self, payload: bytes, **counts: int) -> None:
+        """Add one more row or record of the item written last; it counts as no item."""
+        self._output.write(payload)
+        self._counts.update(counts)
+
     def fail(self, item: Item, failure: ItemFailure, **counts: int) -> None:
         """Account for an item that has no row; `counts` go to the result."""
         self._failed[failure.reason] += 1

@@ -21,7 +21,10 @@ MAY_IMPORT = {
     "model": FOR_ALL | {"model"},
     "pipelines": FOR_ALL
     | {"pipelines", "serving.client", "serving.contract", "serving.errors", "serving.flags"}
-    | {f"model.{name}" for name in ("image_bytes", "preprocessing", "encoder")}
+    | {
+        f"model.{name}"
+        for name in ("image_bytes", "preprocessing", "encoder", "resnet50", "runtimes")
+    }
     | {f"model.{name}" for name in ("vocabulary", "records")},
     "export": FOR_ALL | {"export", "model", "serving.contract"},
     "serving": FOR_ALL | {"serving", "model.image_bytes", "model.figures"},

@@ -114,7 +114,7 @@ def test_captions_are_those_of_the_pieces(exported: Exported) -> None:
     assert len(set(answer[contract.CAPTION])) > 1
     trained = exported.trained
     for row, image in enumerate(images):
-        grid = exported.encoder(prepare(image, 64)[tf.newaxis])
+        grid = exported.encoder(prepare(image, 64).image[tf.newaxis])
         found = search_captions(
             trained.captioner, trained.vocabulary, trained.config.search, tf.cast(grid, tf.float16)
         )

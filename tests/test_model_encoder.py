@@ -5,8 +5,9 @@ import keras
 import numpy as np
 import pytest
 
-from model.encoder import Encoder, EncoderSettings, _pooling_matrix
+from model.encoder import Encoder, EncoderSettings, _pooling_matrix, _pooling_table
 from model.errors import InvalidInput
+from model.preprocessing import KEEP
 
 SETTINGS = EncoderSettings("random:0", 64, 2)
 IMAGES = np.random.default_rng(0).normal(0, 65, (3, 64, 64, 3)).astype(np.float32)
@@ -23,7 +24,6 @@ def encoder() -> Encoder:
 def test_the_compiled_graph_is_the_network(encoder: Encoder) -> None:
     expected = encoder.network(IMAGES, training=False).numpy().reshape(3, 4, 2048)
     np.testing.assert_allclose(encoder(IMAGES).numpy(), expected, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(encoder.encode(IMAGES).numpy(), expected, rtol=1e-4, atol=1e-4)
     assert encoder.grid_shape == (4, 2048)
 
 
@@ -79,18 +79,51 @@ def test_a_smaller_grid_is_the_mean_of_its_cells(encoder: Encoder) -> None:
     np.testing.assert_allclose(pooled, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_pooling_over_more_cells_than_there_are_repeats_some() -> None:
+    np.testing.assert_allclose(_pooling_matrix(2, 3), np.array([[1, 0], [0.5, 0.5], [0, 1]]))
+    table = _pooling_table(3, 2)
+    np.testing.assert_allclose(table[1], [[1, 0, 0], [1, 0, 0]])
+    np.testing.assert_allclose(table[3], _pooling_matrix(3, 2))
+
+
 def test_pooling_covers_every_cell() -> None:
     expected = [[0.5, 0.5, 0, 0, 0], [0, 1 / 3, 1 / 3, 1 / 3, 0], [0, 0, 0, 0.5, 0.5]]
     np.testing.assert_allclose(_pooling_matrix(5, 3), expected, atol=1e-6)
     np.testing.assert_array_equal(_pooling_matrix(7, 7), np.eye(7))
 
 
+def test_with_the_aspect_kept_the_grid_covers_the_picture_alone() -> None:
+    """96 pixels are 3×3 native cells; a picture of 96×40 touches 3×2 of them."""
+    keeping = Encoder(EncoderSettings("random:0", 96, 3, KEEP))
+    images = np.zeros((2, 96, 96, 3), np.float32)
+    images[0, :, :40] = np.random.default_rng(1).normal(0, 65, (96, 40, 3))
+    images[1] = np.random.default_rng(2).normal(0, 65, (96, 96, 3))
+    native = keeping.network(images, training=False).numpy()
+    grids = keeping(images, np.array([[96, 40], [96, 96]], np.int32)).numpy().reshape(2, 3, 3, -1)
+    left, right = native[0, :, 0], native[0, :, 1]
+    expected = np.stack([left, (left + right) / 2, right], axis=1)
+    np.testing.assert_allclose(grids[0], expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(grids[1], native[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("image_size", "native"), [(32, 1), (33, 2), (100, 4), (200, 7)])
+def test_any_image_size_makes_a_grid(image_size: int, native: int) -> None:
+    settings = EncoderSettings("random:0", image_size, native)
+    assert settings.native_size == native
+    shape = (None, image_size, image_size, 3)
+    network = keras.applications.ResNet50(include_top=False, weights=None, input_shape=shape[1:])
+    assert network.output_shape == (None, native, native, 2048)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"image_size": 100}, "image_size 100, expected a multiple of 32 pixels"),
-        ({"image_size": 0}, "image_size 0, expected a multiple of 32 pixels"),
+        ({"image_size": 31}, "image_size 31, expected at least 32 pixels"),
         ({"grid_size": 8}, "grid_size 8, expected 1 to 7 for image_size 224; raise --image_size"),
+        (
+            {"image_size": 97, "grid_size": 5},
+            "grid_size 5, expected 1 to 4 for image_size 97; raise",
+        ),
         ({"grid_size": 0}, "grid_size 0, expected 1 to 7 for image_size 224"),
     ],
 )

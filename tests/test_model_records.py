@@ -74,9 +74,8 @@ def test_shard_names_sort_as_their_numbers() -> None:
 
 
 MANIFEST = Manifest(
+    preprocessing={"image_size": 64, "grid_size": 2, "aspect": "squash"},
     fingerprint="f",
-    image_size=64,
-    grid_size=2,
     grid_shape=(4, 2048),
     encoder={"name": "resnet50", "weights": "random:0", "digest": "e"},
     vocabulary={"digest": "v", "size": 9, "min_word_count": 5},
@@ -114,7 +113,8 @@ def test_records_without_a_manifest_were_interrupted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 2}, "schema version 2, expected 1; run preprocess again"),
+        ({"schema_version": 1}, "schema version 1, expected 2; run preprocess again"),
+        ({"preprocessing": {"image_size": 64}}, "not a manifest of captionbeam"),
         ({"surplus": 1}, "not a manifest of captionbeam"),
         ({"splits": []}, "not a manifest of captionbeam"),
         ({"splits": {"train": [{"file": "x"}]}}, "not a manifest of captionbeam"),

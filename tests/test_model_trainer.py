@@ -16,6 +16,7 @@ from model.checkpoints import load_trained
 from model.config import Config
 from model.errors import CheckFailed, InvalidInput, RecordsMismatch
 from model.evaluation import evaluate
+from model.preprocessing import KEEP, SQUASH, choices, fingerprint
 from model.records import Manifest
 from model.strategies import is_chief, make_strategy
 from model.trainer import Run, Trainer
@@ -202,14 +203,56 @@ def test_the_same_encoder_from_another_path_is_the_same(tmp_path: Path) -> None:
 def test_grids_of_another_preprocessing_are_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path, "model", 2)
     Trainer(run).fit(silent)
-    fingerprint = Manifest.load(run.model_dir).fingerprint
-    wanted = rf"fingerprint ffffffff, this version of captionbeam makes {fingerprint[:8]}"
-    rewrite(run.model_dir / "manifest.json", fingerprint, "f" * 64)
+    wanted = r"preprocessing version is 1 there, 2 in this version of captionbeam; preprocess again"
+    rewrite(run.model_dir / "manifest.json", '"version": 2', '"version": 1')
     with pytest.raises(RecordsMismatch, match=wanted):
         load_trained(run.model_dir)
-    rewrite(run.records / "manifest.json", fingerprint, "f" * 64)
+    rewrite(run.records / "manifest.json", '"version": 2', '"version": 1')
     with pytest.raises(RecordsMismatch, match=wanted):
         Trainer(make_run(tmp_path, "fresh", 2))
+
+
+def test_choices_that_do_not_give_the_fingerprint_were_edited(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "model", 2)
+    rewrite(run.records / "manifest.json", '"aspect": "squash"', '"aspect": "keep"')
+    with pytest.raises(
+        RecordsMismatch, match=r"fingerprint \w{8}, its choices give \w{8}; the man"
+    ):
+        Trainer(run)
+
+
+@pytest.mark.parametrize(
+    ("settings", "difference"),
+    [
+        ((64, 2, KEEP), "aspect keep, the model expects squash"),
+        ((96, 2, SQUASH), "image size 96, the model expects 64"),
+        ((64, 1, SQUASH), "grid size 1, the model expects 2"),
+    ],
+)
+def test_going_on_with_other_grids_names_the_difference(
+    tmp_path: Path, settings: tuple[int, int, str], difference: str
+) -> None:
+    run = make_run(tmp_path, "model", 2)
+    Trainer(run).fit(silent)
+    other = choices(*settings)
+    manifest = replace(
+        Manifest.load(run.records), preprocessing=other, fingerprint=fingerprint(other)
+    )
+    (run.records / "manifest.json").write_text(manifest.to_json())
+    with pytest.raises(RecordsMismatch) as caught:
+        Trainer(run)
+    assert str(caught.value) == (
+        f"{run.records}: {difference}; preprocess with the model's settings"
+    )
+
+
+def test_going_on_without_the_flip_copies_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "model", 2)
+    Trainer(run).fit(silent)
+    manifest = replace(Manifest.load(run.records), flip_copies=3)
+    (run.records / "manifest.json").write_text(manifest.to_json())
+    with pytest.raises(RecordsMismatch, match="records with flip copies, training began without"):
+        Trainer(run)
 
 
 def test_unfinished_records_are_refused(tmp_path: Path) -> None:

@@ -1,4 +1,8 @@
-from collections.abc import Mapping
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -7,15 +11,20 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from apache_beam.utils.shared import Shared
+from PIL import Image
 
 from model import image_bytes, records
 from model.errors import ItemFailure, Reason
 from model.image_bytes import Canonical, Limits
+from model.preprocessing import KEEP, SQUASH
 from model.vocabulary import Vocabulary
 from pipelines import features
-from pipelines.features import BATCH, Features
+from pipelines.features import Features, FeatureSettings
 from pipelines.jobs import Item
 from tests.preprocess_fixtures import IMAGE_SIZE, FakeEncoder, calls, jpeg
+
+SETTINGS = FeatureSettings(IMAGE_SIZE, SQUASH, records.NO_COMPRESSION, max_words=20)
+COCO80 = Path(__file__).parents[1].parent / "shared" / "data" / "coco80" / "images"
 
 
 class RecordingSink:
@@ -30,6 +39,8 @@ class RecordingSink:
         parsed = records.parse(tf.constant([payload[12:-4]]), FakeEncoder.grid_shape)
         self.rows.append((parsed["key"][0].numpy().decode(), parsed["grid"][0].numpy()))
         self.counts.append(counts)
+
+    write_copy = write
 
     def fail(self, item: Item, failure: ItemFailure, **counts: int) -> None:
         self.rows.append((item["key"], failure.reason))
@@ -49,11 +60,13 @@ def item(path: Path, number: int = 0) -> Item:
     return {"key": path.name, "source": str(path), "image_id": number, "captions": [[1, "a dog"]]}
 
 
-def process(tmp_path: Path, todo: list[Item]) -> RecordingSink:
+def process(
+    tmp_path: Path, todo: list[Item], settings: FeatureSettings = SETTINGS
+) -> RecordingSink:
     vocabulary = tmp_path / "vocabulary.json"
     Vocabulary.build({"a": 1, "dog": 1}, 1).save(vocabulary)
     encoder = partial(FakeEncoder, tmp_path / "log")
-    work = Features(encoder, Shared(), IMAGE_SIZE, str(vocabulary), max_words=20)
+    work = Features(encoder, Shared(), str(vocabulary), settings)
     work.setup()
     sink = RecordingSink()
     work.process(todo, sink)  # type: ignore[arg-type]
@@ -61,9 +74,9 @@ def process(tmp_path: Path, todo: list[Item]) -> RecordingSink:
 
 
 def test_failures_stand_between_their_neighbours_and_change_none(tmp_path: Path) -> None:
-    todo = items(tmp_path, 2 * BATCH + 3)
+    todo = items(tmp_path, 2 * FakeEncoder.batch_size + 3)
     clean = dict(process(tmp_path, todo).rows)
-    bad = {0, 5, BATCH, 2 * BATCH + 2}
+    bad = {0, 5, FakeEncoder.batch_size, 2 * FakeEncoder.batch_size + 2}
     for number in bad:
         Path(todo[number]["source"]).write_bytes(b"no image")
     sink = process(tmp_path, todo)
@@ -78,8 +91,12 @@ def test_failures_stand_between_their_neighbours_and_change_none(tmp_path: Path)
 
 
 def test_images_are_encoded_in_batches(tmp_path: Path) -> None:
-    process(tmp_path, items(tmp_path, 2 * BATCH + 3))
-    assert (tmp_path / "log").read_text().split() == [str(BATCH), str(BATCH), "3"]
+    process(tmp_path, items(tmp_path, 2 * FakeEncoder.batch_size + 3))
+    assert (tmp_path / "log").read_text().split() == [
+        str(FakeEncoder.batch_size),
+        str(FakeEncoder.batch_size),
+        "3",
+    ]
 
 
 def test_a_batch_of_failures_calls_no_encoder(tmp_path: Path) -> None:
@@ -91,7 +108,11 @@ def test_a_batch_of_failures_calls_no_encoder(tmp_path: Path) -> None:
 def test_what_tensorflow_cannot_decode_is_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features, "canonicalise", lambda data: Canonical(b"\xff\xd8" + data, 9, 9))
+    def canonicalise(data: bytes, read_pixels: bool = True) -> Canonical:
+        del read_pixels
+        return Canonical(b"\xff\xd8" + data, 9, 9)
+
+    monkeypatch.setattr(features, "canonicalise", canonicalise)
     sink = process(tmp_path, items(tmp_path, 1))
     assert sink.rows == [("000", Reason.DECODE)]
 
@@ -114,9 +135,9 @@ def test_a_huge_file_is_not_read_to_its_end(
         file.truncate(50 * 2**30)
     seen: list[int] = []
 
-    def canonicalise(data: bytes) -> Canonical:
+    def canonicalise(data: bytes, read_pixels: bool = True) -> Canonical:
         seen.append(len(data))
-        return image_bytes.canonicalise(data)
+        return image_bytes.canonicalise(data, read_pixels=read_pixels)
 
     monkeypatch.setattr(features, "canonicalise", canonicalise)
     sink = process(tmp_path, [item(path)])
@@ -133,5 +154,130 @@ def test_one_encoder_serves_all_threads_of_a_process(tmp_path: Path) -> None:
 
     shared = Shared()
     for _ in range(2):
-        Features(make, shared, IMAGE_SIZE, "", 20).setup()
+        Features(make, shared, "", SETTINGS).setup()
     assert len(made) == 1
+
+
+def flipping(todo: list[Item], *captions: str) -> list[Item]:
+    numbered = [list(pair) for pair in enumerate(captions or ("a dog",))]
+    return [{**item, "flip": True, "captions": numbered} for item in todo]
+
+
+def resave(todo: list[Item], change: Callable[[Image.Image], Image.Image]) -> None:
+    for original in todo:
+        with Image.open(original["source"]) as image:
+            image.load()
+        change(image).save(original["source"], "PNG")
+
+
+@pytest.mark.parametrize("aspect", [SQUASH, KEEP])
+def test_a_flip_copy_is_the_record_of_the_mirrored_photograph(tmp_path: Path, aspect: str) -> None:
+    settings = replace(SETTINGS, aspect=aspect)
+    todo = items(tmp_path, 3)
+    # JPEG decoders disagree about the colour between two coarser samples.
+    resave(todo, lambda image: image)
+    sink = process(tmp_path, flipping(todo), settings)
+    assert [key for key, _ in sink.rows] == [
+        name for number in range(3) for name in (f"{number:03d}", f"{number:03d}#flip")
+    ]
+    assert sink.counts[1] == {"flip_copies": 1, "flip_captions": 1}
+    resave(todo, lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    mirrored = dict(process(tmp_path, todo, settings).rows)
+    for key, grid in sink.rows[1::2]:
+        # FakeEncoder's cells are the quadrants' mean colours; the resize rounds a little.
+        np.testing.assert_allclose(grid, mirrored[key.removesuffix("#flip")], atol=0.2)
+        assert np.abs(grid - dict(sink.rows)[key.removesuffix("#flip")]).max() > 2
+
+
+def test_a_caption_that_tells_left_from_right_is_not_true_of_the_copy(tmp_path: Path) -> None:
+    todo = items(tmp_path, 1)
+    sink = process(tmp_path, flipping(todo, "a dog on the Left", "a dog", "rightmost dog"))
+    assert [key for key, _ in sink.rows] == ["000", "000#flip"]
+    assert sink.counts == [
+        {"captions": 3, "cut_captions": 0},
+        {"flip_copies": 1, "flip_captions": 1},
+    ]
+    sink = process(tmp_path, flipping(todo, "left of the dog", "..."))
+    assert [key for key, _ in sink.rows] == ["000", "000"]
+    assert sink.rows[0][1] is Reason.INVALID_CAPTION
+
+
+def test_what_has_no_record_has_no_copy(tmp_path: Path) -> None:
+    todo = flipping(items(tmp_path, 4))
+    Path(todo[1]["source"]).write_bytes(b"no image")
+    todo[2] = {**todo[2], "captions": [[1, "..."]]}
+    sink = process(tmp_path, todo)
+    assert [key for key, _ in sink.rows] == [
+        *("000", "000#flip", "001", "002", "002", "003", "003#flip")
+    ]
+
+
+def test_several_batches_at_once_stay_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    todo = items(tmp_path, 11)
+    expected = process(tmp_path, todo).rows
+    monkeypatch.setattr(FakeEncoder, "batch_size", 2)
+    monkeypatch.setattr(FakeEncoder, "concurrency", 3)
+    got = process(tmp_path, todo).rows
+    assert [key for key, _ in got] == [key for key, _ in expected]
+    for (_, grid), (_, wanted) in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(grid, wanted)
+
+
+def test_compressed_grids_are_the_same_grids() -> None:
+    grid = np.maximum(np.random.default_rng(0).normal(size=(49, 64)), 0).astype(np.float16)
+    record = records.Record(1, "k", grid, ("a",), ((4,),))
+    payloads = {name: records.serialise(record, name) for name in records.COMPRESSIONS}
+    assert len(payloads["zlib"]) < 0.8 * len(payloads["none"])
+    for name, payload in payloads.items():
+        parsed = records.parse(tf.constant([payload, payload]), grid.shape, name)
+        np.testing.assert_array_equal(parsed["grid"].numpy(), [grid, grid])
+
+
+def verdicts(data: bytes) -> tuple[str, str]:
+    """What Pillow alone says of bytes, and what this stage says."""
+    said = []
+    for judge in (image_bytes.canonicalise, judge_here):
+        try:
+            judge(data)
+            said.append("passes")
+        except ItemFailure as failure:
+            said.append(str(failure.reason))
+    return said[0], said[1]
+
+
+def judge_here(data: bytes) -> None:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        features._load({"source": file.name}, features._preparer(64, SQUASH))
+
+
+def damaged(data: bytes, generator: random.Random) -> bytes:
+    """Cut off, cut out, overwritten here or there, zeroed, or with a tail."""
+    start, length = generator.randrange(2, len(data)), generator.randrange(1, 5000)
+    noise = generator.randbytes(generator.randrange(1, 4))
+    header = generator.randrange(2, 700)
+    return generator.choice(
+        [
+            data[:start],
+            data[: -generator.randrange(1, 200)],
+            data[:start] + data[start + length :],
+            data[:start] + noise + data[start + len(noise) :],
+            data[:header] + noise + data[header + len(noise) :],
+            data[:start] + bytes(length) + data[start + length :],
+            data + noise,
+        ]
+    )
+
+
+def test_a_jpeg_read_once_is_refused_for_the_reasons_of_one_read_twice() -> None:
+    """Bulk captioning lets Pillow read every pixel; both stages must refuse the same files."""
+    generator = random.Random(0)
+    originals = [jpeg(number, (700, 500)) for number in range(4)]
+    if COCO80.is_dir():
+        originals += [path.read_bytes() for path in sorted(COCO80.iterdir())[:40]]
+    seen = Counter(verdicts(damaged(generator.choice(originals), generator)) for _ in range(400))
+    assert all(pillow == here for pillow, here in seen), seen
+    assert {"passes", "truncated", "decode", "not_an_image"} <= {here for _, here in seen}

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -26,6 +25,7 @@ from model.preprocessing import prepare
 from model.vocabulary import Vocabulary
 from pipelines import preprocess as command
 from pipelines.coco import Source, parse_source
+from pipelines.image_files import read_image_file
 from pipelines.records_job import PreprocessSettings, preprocess
 from tests.bulk_fixtures import bad_images, encode, good_images
 from tests.preprocess_fixtures import FakeEncoder, calls, jpeg, published, settings, write_split
@@ -55,7 +55,7 @@ def read(output: Path, split: str) -> list[dict[str, Any]]:
     rows = []
     for shard in manifest.shards(split):
         for payload in tf.data.TFRecordDataset(str(output / shard.file)):
-            parsed = records.parse(payload[tf.newaxis], manifest.grid_shape)
+            parsed = records.parse(payload[tf.newaxis], manifest.grid_shape, manifest.compression)
             rows.append({name: value[0] for name, value in parsed.items()})
     return rows
 
@@ -76,7 +76,7 @@ def test_every_image_becomes_a_record_with_its_own_grid_and_captions(world: Path
     for row in rows:
         image_id = int(row["image_id"])
         assert row["key"].numpy().decode() == f"{image_id:012d}.jpg"
-        image = prepare(tf.constant(canonicalise(jpeg(image_id)).data), 32)
+        image = prepare(tf.constant(canonicalise(jpeg(image_id)).data), 32).image
         expected = encoder(image[tf.newaxis].numpy())[0].numpy().astype(np.float16)
         np.testing.assert_array_equal(row["grid"].numpy(), expected)
         captions = [a["caption"] for a in annotations if a["image_id"] == image_id]
@@ -268,6 +268,16 @@ def test_a_lost_file_beside_the_shards_is_written_again(world: Path, lost: str) 
         ({"max_words": 7}, "max_words is 20 there, 7 now"),
         ({"min_word_count": 2}, "min_word_count is 1 there, 2 now"),
         ({"shard_size": 4}, "shard_size is 8 there, 4 now"),
+        ({"compression": "zlib"}, 'compression is "none" there, "zlib" now'),
+        ({"flip_copies": True}, "flip_copies is false there, true now"),
+        (
+            {"encoder": EncoderSettings("random:0", 32, 1, "keep")},
+            'aspect is "squash" there, "keep" now',
+        ),
+        (
+            {"encoder": EncoderSettings("random:0", 32, 1, runtime="openvino")},
+            'encoder_runtime is "tensorflow" there, "openvino" now',
+        ),
         (
             {"encoder": EncoderSettings("random:0", 64, 1)},
             "image_size is 32 there, 64 now",
@@ -350,7 +360,7 @@ def test_real_grids_are_those_of_the_encoder(tmp_path: Path) -> None:
     wanted = EncoderSettings("random:0", 64, 1)
     preprocess(settings(tmp_path, "out", encoder=wanted), ())
     rows = sorted(read(tmp_path / "out", "train"), key=lambda row: int(row["image_id"]))
-    images = [prepare(tf.constant(jpeg(image_id)), 64) for image_id in range(1, 6)]
+    images = [prepare(tf.constant(jpeg(image_id)), 64).image for image_id in range(1, 6)]
     expected = Encoder(wanted)(tf.stack(images)).numpy()
     grids = np.stack([row["grid"].numpy() for row in rows])
     np.testing.assert_allclose(grids, expected, rtol=2e-3, atol=1e-4)
@@ -457,7 +467,7 @@ def test_every_kind_of_file_ends_as_a_record_or_as_a_named_failure(
     }
     assert rows.keys() == seen.keys()
     for name, data in seen.items():
-        grid = fake_encoder(prepare(tf.constant(data), 32)[tf.newaxis].numpy())[0].numpy()
+        grid = fake_encoder(prepare(tf.constant(data), 32).image[tf.newaxis].numpy())[0].numpy()
         # JPEG's loss, and the seam between two colours.
         np.testing.assert_allclose(rows[name], grid, atol=10, err_msg=name)
 
@@ -486,7 +496,15 @@ def test_a_training_split_without_a_record_is_not_published(
     ("flags", "line"),
     [
         (["--max_failure_rate=2"], "max_failure_rate 2.0, expected 0 to 1"),
-        (["--image_size=100"], "image_size 100, expected a multiple of 32 pixels"),
+        (["--image_size=31"], "image_size 31, expected at least 32 pixels"),
+        (["--aspect=crop"], "aspect 'crop', expected one of squash, keep"),
+        (["--compression=zip"], "compression 'zip', expected one of none, zlib"),
+        (["--encoder_runtime=onnx"], "encoder_runtime 'onnx', expected one of tensorflow, open"),
+        (["--encoder_precision=int8"], "encoder_precision 'int8', expected one of float32, mix"),
+        (
+            ["--encoder_runtime=openvino", "--encoder_precision=mixed_float16"],
+            "encoder_precision mixed_float16 with encoder_runtime openvino, expected float32",
+        ),
         (["--max_words=0"], "max_words 0, expected at least 1"),
         (["--encoder_weights=random:x"], "encoder weights 'random:x', expected random:SEED"),
         (["--split=train={world}/captions_val.json:{world}/val"], "split train is named twice"),
@@ -517,6 +535,9 @@ def test_help_names_the_defaults_of_the_settings(tmp_path: Path) -> None:
         "min_word_count": wanted.min_word_count,
         "max_words": wanted.max_words,
         "shard_size": wanted.shard_size,
+        "aspect": encoder.aspect,
+        "encoder_runtime": encoder.runtime,
+        "compression": wanted.compression,
     }
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
@@ -530,22 +551,57 @@ def test_help_names_the_defaults_of_the_settings(tmp_path: Path) -> None:
     assert command._settings(args) == expected
 
 
-def test_no_training_split_ends_with_2(world: Path) -> None:
-    args = SimpleNamespace(
-        split=[f"val={world}/captions_val.json:{world}/val"],
-        output=str(world / "out"),
-        karpathy=None,
-        encoder_weights="random:0",
-        image_size=32,
-        grid_size=1,
-        shard_size=8,
-        min_word_count=1,
-        max_words=20,
-        max_failure_rate=0.1,
-        beam_args=[],
+def test_no_training_split_ends_with_2(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    split = f"--split=val={world}/captions_val.json:{world}/val"
+    assert captionbeam.main(["preprocess", split, *arguments(world)[2:]]) == 2
+    assert "splits ['val'], expected one named train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("compression", records.COMPRESSIONS)
+def test_flip_copies_are_records_of_the_training_split(world: Path, compression: str) -> None:
+    plain = {str(row["key"].numpy(), "utf-8"): row for row in read(make(world, "plain"), "train")}
+    output = make(world, flip_copies=True, compression=compression)
+    rows = {str(row["key"].numpy(), "utf-8"): row for row in read(output, "train")}
+    assert rows.keys() == plain.keys() | {key + "#flip" for key in plain}
+    for key, row in plain.items():
+        copy = rows[key + "#flip"]
+        np.testing.assert_array_equal(rows[key]["grid"].numpy(), row["grid"].numpy())
+        assert np.abs(copy["grid"].numpy() - row["grid"].numpy()).max() > 0.5
+        assert copy["image_id"] == row["image_id"]
+        assert copy["tokens"].to_list() == row["tokens"].to_list()
+    manifest = records.Manifest.load(output)
+    assert (manifest.num_images("train"), manifest.num_images("val")) == (40, 6)
+    assert sum(shard.captions for shard in manifest.shards("train")) == 80
+    assert manifest.flip_copies == 20
+    # The ledgers count images and captions of the source.
+    assert manifest.ledger == {"inputs": 26, "written": 26, "failed": {}, "skipped": 0}
+    assert manifest.caption_ledger["written"] == 52
+    assert manifest.compression == compression
+
+
+@pytest.mark.skipif(not COCO80.is_dir(), reason=f"no photographs in {COCO80}")
+def test_float16_keeps_eleven_bits_of_every_value(tmp_path: Path) -> None:
+    """Half a unit in the last place: 2^-11 of the value, or 2^-25 below 2^-14."""
+    source = Source(
+        "train", str(COCO80 / "annotations/captions_train2017.json"), str(COCO80 / "images")
     )
-    with pytest.raises(InvalidInput, match=r"splits \['val'\], expected one named train"):
-        command.run(args)  # type: ignore[arg-type]
+    encoder = EncoderSettings("random:0", 64, 2)
+    preprocess(PreprocessSettings((source,), str(tmp_path / "out"), encoder=encoder), ())
+    rows = read(tmp_path / "out", "train")
+    images = [
+        prepare(
+            tf.constant(read_image_file(str(COCO80 / "images" / row["key"].numpy().decode()))), 64
+        )
+        for row in rows
+    ]
+    exact = Encoder(encoder)(tf.stack([image.image for image in images])).numpy()
+    stored = np.stack([row["grid"].numpy() for row in rows]).astype(np.float32)
+    error = np.abs(stored - exact)
+    # Batches of another size compute with errors of their own, some 1e-6 of the mean.
+    slack = 1e-5 * exact.mean()
+    assert (error <= np.maximum(np.abs(exact) * 2.0**-11, 2.0**-25) + slack).all()
+    assert error.mean() < 2.0**-12 * exact.mean()
+    assert error.max() > 0
 
 
 def test_weights_that_cannot_be_had_end_the_job_before_an_image_is_read(

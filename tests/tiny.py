@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from model import records
-from model.preprocessing import fingerprint
+from model.preprocessing import SQUASH, choices, fingerprint
 from model.records import Manifest, Record, ShardInfo
 from model.vocabulary import Vocabulary, tokenise
 
 GRID_SHAPE = (4, 8)
-IMAGE_SIZE, GRID_SIZE = 64, 2
+CHOICES = choices(64, 2, SQUASH)
 CAPTIONS = (
     ("a dog", "one dog runs on the green grass today"),
     ("a red bird in a tall tree", "bird"),
@@ -51,9 +51,8 @@ def make_records(directory: Path, *, shards: int = 2, val: bool = True, seed: in
         splits["val"] = _write_split(directory, "val", images, 1)
     total = sum(shard.records for split in splits.values() for shard in split)
     manifest = Manifest(
-        fingerprint=fingerprint(IMAGE_SIZE, GRID_SIZE),
-        image_size=IMAGE_SIZE,
-        grid_size=GRID_SIZE,
+        preprocessing=CHOICES,
+        fingerprint=fingerprint(CHOICES),
         grid_shape=GRID_SHAPE,
         encoder={"name": "resnet50", "weights": "random:0", "digest": "0" * 64},
         vocabulary={"digest": vocabulary.digest, "size": len(vocabulary), "min_word_count": 1},
