@@ -18,19 +18,23 @@ from tensorflow_serving.apis import prediction_log_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
 from export import saved_model
-from export.module import CaptionModule
+from export.module import CaptionModule, look_at
 from export.verify import sample_images, verify
+from model import dataset
 from model.captioner import Captioner
 from model.checkpoints import Trained, load_encoder
 from model.config import Config
 from model.decoding import search_captions
 from model.encoder import Encoder, EncoderSettings
 from model.errors import CheckFailed, RecordsMismatch
-from model.preprocessing import prepare
+from model.preprocessing import KEEP, SQUASH, prepare
 from model.records import Manifest
 from model.vocabulary import Vocabulary
+from pipelines.records_job import preprocess
 from serving import contract
 from tests import tiny
+from tests.preprocess_fixtures import jpeg, write_split
+from tests.preprocess_fixtures import settings as world_settings
 
 ENCODER_SETTINGS = EncoderSettings("random:0", image_size=64, grid_size=2)
 
@@ -106,6 +110,31 @@ def test_published_signatures_are_the_contract(exported: Exported) -> None:
             assert answer[name].shape == tuple(sizes[dim] for dim in tensor.dims)
             expected = np.object_ if tensor.dtype == "string" else np.dtype(tensor.dtype)
             assert answer[name].dtype == expected
+
+
+@pytest.mark.parametrize("settings", [(64, 2, SQUASH), (100, 3, KEEP)])
+def test_the_exported_graph_sees_the_grids_that_records_hold(
+    tmp_path: Path, settings: tuple[int, int, str]
+) -> None:
+    """In one batch, with pictures of several shapes: a wide one, a tall one, a square."""
+    write_split(tmp_path, "train", 3)
+    sizes = [(300, 90), (90, 300), (120, 120)]
+    pictures = [jpeg(number, size) for number, size in enumerate(sizes)]
+    for path, data in zip(sorted((tmp_path / "train").iterdir()), pictures, strict=True):
+        path.write_bytes(data)
+    wanted = EncoderSettings("random:0", *settings)
+    preprocess(world_settings(tmp_path, "out", encoder=wanted), ())
+    manifest = Manifest.load(tmp_path / "out")
+    parsed = next(iter(dataset.images(dataset.Split(tmp_path / "out", manifest, "train"), 3)))
+
+    encoder = load_encoder(manifest)
+    graph = tf.function(lambda images: look_at(images, encoder))
+    seen = graph(tf.constant(pictures)).numpy()
+    order = np.argsort(parsed["image_id"].numpy())
+    stored = parsed["grid"].numpy()[order]
+    assert stored.shape == (3, settings[1] ** 2, 2048)
+    np.testing.assert_allclose(seen, stored, rtol=2e-3, atol=2e-4)
+    assert np.abs(stored[0] - stored[1]).mean() > 0.05 * stored.mean()
 
 
 def test_captions_are_those_of_the_pieces(exported: Exported) -> None:
