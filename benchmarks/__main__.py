@@ -1,10 +1,10 @@
-"""Runs the benchmarks named, or all: `python -m benchmarks [preprocess] [bulk] [memory]`."""
+"""Runs the benchmarks named, or all: `python -m benchmarks [NAME …]`."""
 
 import importlib
 import os
 import sys
 
-NAMES = ("preprocess", "bulk", "memory")
+NAMES = ("preprocess", "workers", "memory", "bulk")
 
 
 def main() -> int:

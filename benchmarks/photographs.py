@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from model.image_bytes import canonicalise
 from model.preprocessing import CHANNELS, prepare
 
 _COCO80 = Path(__file__).parents[2] / "shared" / "data" / "coco80" / "images"
+# As many as COCO has of an image.
+_CAPTIONS = 5
 _DRAWN, _DRAWN_SIZE = 32, (640, 480)
 
 
@@ -41,9 +44,20 @@ def lay_out(directory: Path, count: int) -> Photographs:
     listed, captions = [], []
     for index, data in zip(range(count), itertools.cycle(originals), strict=False):
         name = f"{index:06d}.jpg"
-        (images / name).write_bytes(data)
+        if index < len(originals):
+            (images / name).write_bytes(data)
+        else:
+            # The same file by another name: thousands of copies would fill a disk.
+            os.link(images / f"{index % len(originals):06d}.jpg", images / name)
         listed.append({"id": index, "file_name": name})
-        captions.append({"id": index, "image_id": index, "caption": f"photograph {index % 7}"})
+        captions += [
+            {
+                "id": index * _CAPTIONS + number,
+                "image_id": index,
+                "caption": f"photograph {index % 7} of a street seen from side {number}",
+            }
+            for number in range(_CAPTIONS)
+        ]
     annotations = directory / "captions.json"
     annotations.write_text(json.dumps({"images": listed, "annotations": captions}))
     return Photographs(images, annotations, count)
