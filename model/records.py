@@ -26,6 +26,8 @@ GRID_DTYPE = np.float16
 
 _IMAGE_ID, _KEY, _GRID, _CAPTIONS = "image_id", "key", "grid", "captions"
 _TOKENS, _TOKEN_COUNTS = "tokens", "token_counts"
+# All that a record holds, in this order for whoever checks one (model/record_check).
+FEATURE_NAMES = (_IMAGE_ID, _KEY, _GRID, _CAPTIONS, _TOKENS, _TOKEN_COUNTS)
 _CRC_MASK_DELTA = 0xA282EAD8
 
 

@@ -542,6 +542,8 @@ def test_no_training_split_ends_with_2(world: Path) -> None:
         min_word_count=1,
         max_words=20,
         max_failure_rate=0.1,
+        check=None,
+        repair=False,
         beam_args=[],
     )
     with pytest.raises(InvalidInput, match=r"splits \['val'\], expected one named train"):
