@@ -80,7 +80,20 @@ class Plan:
         own = {field.name for field in fields(cls)} - {"encoder", "choices"}
         values = {name: left.pop(name) for name in own}
         values["grid_shape"] = tuple(values["grid_shape"])
-        return cls(encoder=encoder, choices=left, **values)
+        plan = cls(encoder=encoder, choices=left, **values)
+        if plan.max_words < 1 or plan.min_word_count < 1:
+            raise ValueError("max_words and min_word_count, expected at least 1")
+        return plan
+
+    @property
+    def max_words(self) -> int:
+        """Words beyond which a caption is cut."""
+        return int(self.choices["max_words"])
+
+    @property
+    def min_word_count(self) -> int:
+        """A word seen less often in train becomes <unk>."""
+        return int(self.choices["min_word_count"])
 
     def manifest_fields(self) -> dict[str, Any]:
         """What the manifest says that no shard decides."""
@@ -94,7 +107,7 @@ class Plan:
                 "weights": self.encoder.weights,
                 "digest": self.encoder_digest,
             },
-            "max_words": self.choices["max_words"],
+            "max_words": self.max_words,
         }
 
     def shard_names(self, split: str) -> list[str]:

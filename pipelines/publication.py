@@ -79,7 +79,7 @@ class Publication:
             vocabulary={
                 "digest": vocabulary.digest,
                 "size": len(vocabulary),
-                "min_word_count": self.plan.choices["min_word_count"],
+                "min_word_count": self.plan.min_word_count,
             },
             splits={
                 split: tuple(shard_info(by_name[name]) for name in self.plan.shard_names(split))

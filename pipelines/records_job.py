@@ -147,10 +147,8 @@ def carry_out(
     if not storage.exists(vocabulary):
         training = set(plan.shard_names(TRAIN_SPLIT))
         specs = [spec.path for spec in job.specs if spec.name in training]
-        write_vocabulary(specs, vocabulary, plan.choices["min_word_count"], beam_args)
-    work = Features(
-        make_encoder, shared, plan.encoder.image_size, vocabulary, plan.choices["max_words"]
-    )
+        write_vocabulary(specs, vocabulary, plan.min_word_count, beam_args)
+    work = Features(make_encoder, shared, plan.encoder.image_size, vocabulary, plan.max_words)
     run_job(job, work, Publication(replace(job, specs=()), plan), beam_args)
 
 
