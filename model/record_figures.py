@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from model.errors import InvalidInput
-from model.sheet import MARGIN, Sheet, fitted, overlaid, save, wrap
+from model.sheet import MARGIN, Sheet, fitted, overlaid, save, width_of, wrap
 
 # Pixels of a photograph's longer side, between panels, and between tiles.
 _PANEL, _GAP, _TILE_GAP = 340, 10, 44
@@ -17,6 +17,8 @@ _TITLE_FONT, _FONT, _SMALL_FONT = 9, 8.5, 7.5
 _LINE_HEIGHT, _SMALL_LINE_HEIGHT = 25, 22
 _HEAD_HEIGHT = _LINE_HEIGHT + _SMALL_LINE_HEIGHT + 8
 _COLUMNS = 3
+# Room for the blanks before a caption's second line, and for what says that it was cut.
+_INDENT = 45
 # COCO has five or six captions an image, of one or two such lines.
 _MOST_CAPTIONS, _MOST_LINES = 6, 3
 # A grid whose cells differ by less than this share of the strongest is drawn as even.
@@ -130,10 +132,9 @@ class _Tile:
 def _caption_lines(captions: Sequence[str]) -> list[str]:
     lines: list[str] = []
     for caption in captions[:_MOST_CAPTIONS]:
-        first, *more = wrap(f"– {caption}", _TILE_WIDTH - _LINE_HEIGHT, _FONT)
+        first, *more = wrap(f"– {caption}", _TILE_WIDTH - _INDENT, _FONT)
         if len(more) >= _MOST_LINES:
-            more = [*more[: _MOST_LINES - 1]]
-            more[-1] += " …"
+            more = [*more[: _MOST_LINES - 2], f"{more[_MOST_LINES - 2]} …"]
         lines += [first, *(f"   {line}" for line in more)]
     if len(captions) > _MOST_CAPTIONS:
         lines.append(f"and {len(captions) - _MOST_CAPTIONS} more")
@@ -142,8 +143,13 @@ def _caption_lines(captions: Sequence[str]) -> list[str]:
 
 def _first_line(text: str, fontsize: float) -> str:
     """As much of a text as one line holds; the end of a path tells more than its beginning."""
-    short = text
-    while len(wrap(short, _TILE_WIDTH, fontsize)) > 1:
-        text = text[1:]
-        short = f"…{text}"
-    return short
+    text = " ".join(text.split())
+    if width_of(text, fontsize) <= _TILE_WIDTH:
+        return text
+    kept, used = "", width_of("…", fontsize)
+    for letter in reversed(text):
+        used += width_of(letter, fontsize)
+        if used > _TILE_WIDTH:
+            break
+        kept = letter + kept
+    return f"…{kept}"

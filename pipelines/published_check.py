@@ -135,7 +135,10 @@ def _failures_fault(contents: Contents) -> str | None:
     results = sorted(contents.results.values(), key=lambda result: result.name)
     parts = [ORPHANS, *(result.failures.file for result in results)]
     found_digest, expected_digest = digest_of(path), digest_of(*map(contents.job.path, parts))
-    return None if found_digest == expected_digest else in_words(found_digest, expected_digest)
+    # That a part cannot be read is a fault of its shard or of the job.
+    if expected_digest in (None, found_digest):
+        return None
+    return in_words(found_digest, expected_digest)
 
 
 def _reasons(path: str) -> Iterator[str]:
@@ -168,7 +171,7 @@ def digest_of(*paths: str) -> str | None:
     return sha256.hexdigest()
 
 
-def in_words(found: str | None, expected: str | None) -> str:
+def in_words(found: str | None, expected: str) -> str:
     """How a digest differs, for a person."""
     there = "cannot be read" if found is None else f"SHA-256 {found[:_SHORT]}"
-    return f"{there}, expected {'that of its shards' if expected is None else expected[:_SHORT]}"
+    return f"{there}, expected {expected[:_SHORT]}"

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,6 @@ from tests.records_fixtures import (
     shard,
 )
 
-Damage = Callable[[Path], object]
 # SHA-256 of nothing.
 EMPTY = "e3b0c44298fc"
 
@@ -285,7 +285,7 @@ def test_wrong_counts_in_the_manifest(output: Path, check: Check) -> None:
     ],
 )
 def test_a_ledger_that_does_not_balance(
-    output: Path, check: Check, edit: Damage, line: str
+    output: Path, check: Check, edit: Callable[[Any], None], line: str
 ) -> None:
     shutil.rmtree(output / "_work")
     edit_json(output / "manifest.json", edit)
