@@ -17,7 +17,7 @@ _TITLE_FONT, _FONT, _SMALL_FONT = 9, 8.5, 7.5
 _LINE_HEIGHT, _SMALL_LINE_HEIGHT = 25, 22
 _HEAD_HEIGHT = _LINE_HEIGHT + _SMALL_LINE_HEIGHT + 8
 _COLUMNS = 3
-# Room for the blanks before a caption's second line, and for what says that it was cut.
+# Room for what stands before a caption's lines, and for what says that it was cut.
 _INDENT = 45
 # COCO has five or six captions an image, of one or two such lines.
 _MOST_CAPTIONS, _MOST_LINES = 6, 3
@@ -132,10 +132,10 @@ class _Tile:
 def _caption_lines(captions: Sequence[str]) -> list[str]:
     lines: list[str] = []
     for caption in captions[:_MOST_CAPTIONS]:
-        first, *more = wrap(f"– {caption}", _TILE_WIDTH - _INDENT, _FONT)
+        first, *more = wrap(caption, _TILE_WIDTH - _INDENT, _FONT) or [""]
         if len(more) >= _MOST_LINES:
             more = [*more[: _MOST_LINES - 2], f"{more[_MOST_LINES - 2]} …"]
-        lines += [first, *(f"   {line}" for line in more)]
+        lines += [f"– {first}", *(f"   {line}" for line in more)]
     if len(captions) > _MOST_CAPTIONS:
         lines.append(f"and {len(captions) - _MOST_CAPTIONS} more")
     return lines

@@ -91,7 +91,7 @@ def read_records(path: str, grid_shape: tuple[int, int]) -> Iterator[Record]:
     """
     size = storage.size(path)
     if size is None:
-        raise FileNotFoundError(f"{path}: no such file")
+        raise FileNotFoundError("no such file")
     with storage.open_read(path) as file:
         for payload in read_frames(file, size):
             yield deserialise(payload, grid_shape)
