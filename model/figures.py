@@ -5,19 +5,17 @@ Drawn through Figure objects alone: pyplot's state belongs to the caller.
 
 import math
 import textwrap
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 
 from model.errors import InvalidInput
+from model.sheet import DPI, MARGIN, Sheet, fitted, overlaid, save
 from model.vocabulary import detokenise
 
 COLUMNS = 5
@@ -26,12 +24,8 @@ PANEL_PIXELS = 400
 _MIN_PANEL_WIDTH = 180
 
 # Pixels, at the resolution that the fonts below are chosen for.
-_DPI = 150
-_MARGIN, _GAP, _WORD_HEIGHT, _CAPTION_LINE_HEIGHT, _BOLD_LETTER_WIDTH = 24, 14, 44, 40, 17
+_GAP, _WORD_HEIGHT, _CAPTION_LINE_HEIGHT, _BOLD_LETTER_WIDTH = 14, 44, 40, 17
 
-_HEAT = colormaps["inferno"]
-# Brightness of the photograph where a word does not look; share of it where it looks most.
-_DIMMED, _SHINES_THROUGH = 0.45, 0.4
 # A map is drawn on the scale of its own peak, but of no less than this many times the mean:
 # attention that is the same everywhere must look so.
 _MIN_CONTRAST = 4.0
@@ -58,30 +52,30 @@ def draw_attention(
       OSError: the file cannot be written.
     """
     maps = _maps(image, words, attention)
-    photo = _fitted(image)
-    panels = [photo, *(_overlaid(photo, weights) for weights in maps)]
+    photo = fitted(image, PANEL_PIXELS)
+    panels = [photo, *(overlaid(photo, _strength(weights)) for weights in maps)]
     titles = ["", *(_title(word, weights) for word, weights in zip(words, maps, strict=True))]
 
     height, width = photo.shape[:2]
     cell_width = max(width, _MIN_PANEL_WIDTH) + _GAP
     cell_height = height + _WORD_HEIGHT + _GAP
     columns = min(COLUMNS, len(panels))
-    figure_width = max(columns * cell_width - _GAP, 2 * PANEL_PIXELS) + 2 * _MARGIN
+    figure_width = max(columns * cell_width - _GAP, 2 * PANEL_PIXELS) + 2 * MARGIN
     caption = textwrap.wrap(detokenise(words), figure_width // _BOLD_LETTER_WIDTH)
-    top = _MARGIN + _CAPTION_LINE_HEIGHT * len(caption)
+    top = MARGIN + _CAPTION_LINE_HEIGHT * len(caption)
     figure_height = top + math.ceil(len(panels) / columns) * cell_height + _WORD_HEIGHT
 
-    figure = _Sheet(figure_width, figure_height)
+    figure = Sheet(figure_width, figure_height)
     for index, (panel, title) in enumerate(zip(panels, titles, strict=True)):
         row, column = divmod(index, columns)
-        left = _MARGIN + column * cell_width + (cell_width - _GAP - width) / 2
+        left = MARGIN + column * cell_width + (cell_width - _GAP - width) / 2
         figure.panel(panel, left, top + row * cell_height + _WORD_HEIGHT, title)
-    figure.write("\n".join(caption), _MARGIN, fontsize=12, fontweight="bold")
+    figure.write("\n".join(caption), MARGIN, fontsize=12, fontweight="bold")
     if len(maps):
         side = maps.shape[1]
         note = f"%: share of a word's attention in its strongest cell of {side}×{side}"
         figure.write(note, figure_height - _WORD_HEIGHT, fontsize=8, color="gray")
-    _save(figure.figure, path)
+    save(figure.figure, path)
 
 
 def draw_history(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
@@ -103,7 +97,7 @@ def draw_history(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     }
     if not curves:
         raise InvalidInput("history has no losses or scores, expected rows of history.jsonl")
-    figure = Figure(figsize=(8, 1 + 2.6 * len(curves)), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(8, 1 + 2.6 * len(curves)), dpi=DPI, layout="constrained")
     all_axes = figure.subplots(len(curves), sharex=True, squeeze=False)[:, 0]
     for axes, (label, points) in zip(all_axes, curves.items(), strict=True):
         _draw_curve(axes, label, points)
@@ -111,36 +105,7 @@ def draw_history(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
         _mark_best(all_axes[-1], curves["validation CIDEr-D"])
     all_axes[-1].set_xlabel("step")
     all_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-    _save(figure, path)
-
-
-class _Sheet:
-    """A figure addressed in pixels from its top left corner.
-
-    Args:
-      width: of the whole, in pixels.
-      height: of the whole, in pixels.
-    """
-
-    def __init__(self, width: float, height: float) -> None:
-        self.figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
-        self._width, self._height = width, height
-
-    def panel(self, pixels: np.ndarray, left: float, top: float, title: str) -> None:
-        """Place uint8 [h, w, 3], pixel for pixel, its title above it."""
-        height, width = pixels.shape[:2]
-        bottom = 1 - (top + height) / self._height
-        box = (left / self._width, bottom, width / self._width, height / self._height)
-        axes = self.figure.add_axes(box)
-        axes.imshow(pixels, aspect="auto")
-        axes.set_axis_off()
-        # With parse_math a caption's "$" would start a formula.
-        axes.set_title(title, fontsize=10, pad=5, parse_math=False)
-
-    def write(self, text: str, top: float, **style: Any) -> None:
-        """Write lines at the left margin."""
-        place = (_MARGIN / self._width, 1 - top / self._height)
-        self.figure.text(*place, text, va="top", parse_math=False, **style)
+    save(figure, path)
 
 
 def _maps(image: np.ndarray, words: Sequence[str], attention: np.ndarray) -> np.ndarray:
@@ -162,24 +127,9 @@ def _maps(image: np.ndarray, words: Sequence[str], attention: np.ndarray) -> np.
     return attention.reshape(-1, side, side)
 
 
-def _fitted(image: np.ndarray) -> np.ndarray:
-    """The photograph with its longer side at PANEL_PIXELS, so that every panel is sharp."""
-    height, width = image.shape[:2]
-    scale = PANEL_PIXELS / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
-
-
-def _overlaid(photo: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Blend a map of weights [g, g], in colours of heat, over a dimmed grey photograph."""
-    height, width = photo.shape[:2]
-    scale = max(float(weights.max()), _MIN_CONTRAST / weights.size)
-    heat = Image.fromarray(weights / scale).resize((width, height), Image.Resampling.BICUBIC)
-    strength = np.clip(np.asarray(heat), 0, 1)[..., np.newaxis]
-    grey = photo.mean(axis=2, keepdims=True) / 255
-    glow = _HEAT(strength[..., 0])[..., :3] * (1 - _SHINES_THROUGH * (1 - grey))
-    blended = grey * _DIMMED * (1 - strength) + glow * strength
-    return (np.clip(blended, 0, 1) * 255).astype(np.uint8)
+def _strength(weights: np.ndarray) -> np.ndarray:
+    """How bright a map of attention [g, g] is drawn."""
+    return weights / max(float(weights.max()), _MIN_CONTRAST / weights.size)
 
 
 def _title(word: str, weights: np.ndarray) -> str:
@@ -210,10 +160,3 @@ def _mark_best(axes: Axes, points: Sequence[tuple[int, float]]) -> None:
     step, value = max(points, key=lambda point: point[1])
     axes.plot([step], [value], color="tab:red", marker="o", ms=7, linestyle="")
     axes.set_title(f"best {value:.3f} at step {step:,}", loc="right", fontsize=10, color="tab:red")
-
-
-def _save(figure: Figure, path: str | Path) -> None:
-    with warnings.catch_warnings():
-        # A word in a script that the font lacks is drawn as boxes; that is no one's mistake.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        figure.savefig(path)

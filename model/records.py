@@ -31,6 +31,8 @@ FLIP_MARK = "#flip"
 
 _IMAGE_ID, _KEY, _GRID, _CAPTIONS = "image_id", "key", "grid", "captions"
 _TOKENS, _TOKEN_COUNTS = "tokens", "token_counts"
+# All that a record holds, in this order for whoever checks one (model/record_check).
+FEATURE_NAMES = (_IMAGE_ID, _KEY, _GRID, _CAPTIONS, _TOKENS, _TOKEN_COUNTS)
 _CRC_MASK_DELTA = 0xA282EAD8
 # Level 6 takes 2 to 5 times as long for 3 to 14 % fewer bytes (docs/preprocessing.md).
 _ZLIB_LEVEL = 1

@@ -108,19 +108,28 @@ class Job:
         Raises:
           OSError: the output directory cannot be read.
         """
-        try:
-            fields = storage.read_json(self.done_path(spec.name))
-            if fields is None:
-                return None
-            result = ShardResult.from_json(fields)
-        # Cut short or overwritten; making the shard again mends it.
-        except (ValueError, LookupError, TypeError):
+        result = self.noted_result(spec)
+        if result is None:
             return None
-        whole = result.digest == spec.digest and all(
+        whole = all(
             storage.size(self.path(file.file)) == file.bytes
             for file in (result.output, result.failures)
         )
         return result if whole else None
+
+    def noted_result(self, spec: ShardSpec) -> ShardResult | None:
+        """The result that was noted for a shard of these items, whatever became of its files.
+
+        Raises:
+          OSError: the output directory cannot be read.
+        """
+        try:
+            fields = storage.read_json(self.done_path(spec.name))
+            result = None if fields is None else ShardResult.from_json(fields)
+        # Cut short or overwritten; making the shard again mends it.
+        except (ValueError, LookupError, TypeError):
+            return None
+        return result if result is not None and result.digest == spec.digest else None
 
 
 def plan_job(job: Job, shards: Mapping[str, Sequence[Item]], settings: Mapping[str, Any]) -> Job:
@@ -164,9 +173,10 @@ def plan_job(job: Job, shards: Mapping[str, Sequence[Item]], settings: Mapping[s
             storage.delete_matching(job.path(WORK_DIR, "*"))
             storage.delete_matching(job.path(WORK_DIR, "*", "*"))
             found = None
-        if found is None:
-            for spec in specs:
+        for spec in specs if found in (None, wanted) else ():
+            if found is None or read_spec(spec) is None:
                 storage.write_bytes(spec.path, encoded[spec.name])
+        if found is None:
             storage.write_json(job_path, wanted)
     except (OSError, ValueError) as error:
         raise InvalidInput(
@@ -193,6 +203,15 @@ def assign(items: Sequence[Item], num_shards: int) -> list[list[Item]]:
 def failed_by_reason(results: Iterable[ShardResult]) -> dict[str, int]:
     """Failed items of all shards, by reason."""
     return dict(sorted(sum((Counter(result.failed) for result in results), Counter()).items()))
+
+
+def read_spec(spec: ShardSpec) -> bytes | None:
+    """The bytes of a spec's file, or None where they are not those of its digest."""
+    try:
+        data = storage.read_bytes(spec.path)
+    except OSError:
+        return None
+    return data if hashlib.sha256(data).hexdigest() == spec.digest else None
 
 
 def _check_name(output: str) -> None:

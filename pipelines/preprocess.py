@@ -4,6 +4,12 @@ Started again with the same flags, it goes on where it stopped. Beam's own flags
 such as --direct_running_mode=multi_processing --direct_num_workers=2 or
 --runner=DataflowRunner. RECORDS gets SPLIT-*.tfrecord, vocabulary.json, failures.jsonl
 (one row for every image or caption that was left out) and, last, manifest.json.
+
+    captionbeam preprocess --check RECORDS
+    captionbeam preprocess --check RECORDS --repair
+
+The first verifies every shard, the second makes again what is faulty: RECORDS knows how, and
+only the photographs must still be there.
 """
 
 import argparse
@@ -39,18 +45,20 @@ _OPTIONS: dict[str, tuple[type, str]] = {
 # Those that are fields of PreprocessSettings by the same name.
 _FIELDS = ("min_word_count", "max_words", "compression", "shard_size", "read_threads")
 
+# What may stand beside --check; all else is in the plan that RECORDS holds.
+_WITH_CHECK = {"check", "repair", "max_failure_rate", "beam_args"}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare this command's flags."""
     parser.add_argument(
         "--split",
         action="append",
-        required=True,
         metavar="NAME=ANN.json:IMAGES",
         help="a split: COCO captions JSON, and the directory or bucket prefix of its images; "
         "repeat it for each split, one of them named train",
     )
-    parser.add_argument("--output", required=True, metavar="RECORDS", help="directory or bucket")
+    parser.add_argument("--output", metavar="RECORDS", help="directory or bucket")
     parser.add_argument(
         "--karpathy",
         metavar="FILE",
@@ -69,10 +77,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.1,
         help="share of failed images above which the exit code is 1 (%(default)s)",
     )
+    parser.add_argument(
+        "--check", metavar="RECORDS", help="verify what was made; no other flag is needed"
+    )
+    parser.add_argument(
+        "--repair", action="store_true", help="with --check: make again what is faulty"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Preprocess, then report; 1 when too many images failed."""
+    """Preprocess, then report; 1 when too many images failed. Or check what was made."""
+    if args.check is not None or args.repair:
+        return _check(args)
+    if not args.split or not args.output:
+        raise InvalidInput(
+            f"no {'--output' if args.split else '--split'}, expected --split "
+            "NAME=ANN.json:IMAGES and --output RECORDS, or --check RECORDS"
+        )
     if not 0 <= args.max_failure_rate <= 1:
         raise InvalidInput(f"max_failure_rate {args.max_failure_rate}, expected 0 to 1")
     # Beam and TensorFlow take seconds to import, so that help and wrong flags come first.
@@ -85,6 +106,26 @@ def run(args: argparse.Namespace) -> int:
     ledger = outcome.manifest.ledger
     rows = f"{args.output.rstrip('/')}/{FAILURES_FILE}"
     check_failure_rate(ledger["written"], ledger["failed"], args.max_failure_rate, rows)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    others = {*vars(args)} - _WITH_CHECK
+    if args.check is None:
+        raise InvalidInput("--repair, expected --check RECORDS with it")
+    if given := [name for name in others if getattr(args, name) not in (None, False)]:
+        raise InvalidInput(
+            f"--check and --{min(given)}, expected --check RECORDS alone or with --repair"
+        )
+    import_tensorflow()
+    from pipelines.check_command import check, repair
+    from pipelines.storage import absolute_path
+
+    output = absolute_path(args.check)
+    if args.repair:
+        repair(output, args.beam_args)
+    else:
+        check(output)
     return 0
 
 

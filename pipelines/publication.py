@@ -11,18 +11,8 @@ from model.vocabulary import Vocabulary
 from pipelines import storage
 from pipelines.balance import top_reasons
 from pipelines.features import CAPTIONS, CUT_CAPTIONS, FLIP_CAPTIONS, FLIPS, LOST_CAPTIONS
-from pipelines.jobs import WORK_DIR, Job, ShardResult, failed_by_reason
-
-# The vocabulary comes from it, and training reads it.
-TRAIN_SPLIT = "train"
-# Made before the shards, below the work directory.
-VOCABULARY = f"{WORK_DIR}/{records.VOCABULARY_FILE}"
-ORPHANS = f"{WORK_DIR}/annotation_failures.jsonl"
-
-
-def shard_names(split: str, count: int) -> list[str]:
-    """The shards of a split, in order."""
-    return [records.shard_name(split, index, count) for index in range(count)]
+from pipelines.jobs import Job, ShardResult, failed_by_reason
+from pipelines.plan import ORPHANS, TRAIN_SPLIT, VOCABULARY, Plan
 
 
 def is_complete(job: Job) -> bool:
@@ -46,27 +36,11 @@ class Publication:
 
     Attributes:
       job: without specs.
-      splits: number of shards by split.
-      images: images of all annotation files.
-      skipped: of these, those left out by intention.
-      captions: annotations in all.
-      skipped_captions: annotations of skipped images.
-      orphans: annotations without an image.
-      manifest: the manifest's fields that no shard decides.
-      min_word_count: as in the settings.
-      flip_copies: as in the settings.
+      plan: what the shards were made from and with.
     """
 
     job: Job
-    splits: Mapping[str, int]
-    images: int
-    skipped: int
-    captions: int
-    skipped_captions: int
-    orphans: int
-    manifest: Mapping[str, Any]
-    min_word_count: int
-    flip_copies: bool
+    plan: Plan
 
     def __call__(self, results: list[ShardResult]) -> None:
         """Check that the ledgers balance, then write.
@@ -74,7 +48,7 @@ class Publication:
         Raises:
           CheckFailed: an image or caption is unaccounted for, or there is nothing to train on.
         """
-        manifest = self._manifest(results)
+        manifest = self.manifest(results)
         _check_balance("image", manifest.ledger)
         _check_balance("caption", manifest.caption_ledger)
         failures = [ORPHANS, *(result.failures.file for result in results)]
@@ -85,7 +59,7 @@ class Publication:
         storage.write_bytes(self.job.path(records.MANIFEST_FILE), manifest.to_json().encode())
 
     def _check_training(self, results: Sequence[ShardResult]) -> None:
-        names = shard_names(TRAIN_SPLIT, self.splits[TRAIN_SPLIT])
+        names = set(self.plan.shard_names(TRAIN_SPLIT))
         training = [result for result in results if result.name in names]
         if not any(result.written for result in training):
             failed = failed_by_reason(training)
@@ -95,33 +69,34 @@ class Publication:
                 "mend what it names and take another --output"
             )
 
-    def _manifest(self, results: Sequence[ShardResult]) -> records.Manifest:
+    def manifest(self, results: Sequence[ShardResult]) -> records.Manifest:
+        """What manifest.json says of these shards and of the vocabulary of their job."""
         by_name = {result.name: result for result in results}
         path = self.job.path(VOCABULARY)
         vocabulary = Vocabulary.from_json(storage.read_bytes(path).decode(), path)
         return records.Manifest(
-            **self.manifest,
+            **self.plan.manifest_fields(),
             vocabulary={
                 "digest": vocabulary.digest,
                 "size": len(vocabulary),
-                "min_word_count": self.min_word_count,
+                "min_word_count": self.plan.min_word_count,
             },
             splits={
-                split: tuple(_shard_info(by_name[name]) for name in shard_names(split, count))
-                for split, count in self.splits.items()
+                split: tuple(shard_info(by_name[name]) for name in self.plan.shard_names(split))
+                for split in self.plan.shards
             },
             ledger={
-                "inputs": self.images,
+                "inputs": self.plan.images,
                 "written": sum(result.written for result in results),
                 "failed": failed_by_reason(results),
-                "skipped": self.skipped,
+                "skipped": self.plan.skipped_images,
             },
             caption_ledger=self._caption_ledger(results),
             flip_copies=self._flip_copies(results),
         )
 
     def _flip_copies(self, results: Sequence[ShardResult]) -> int | None:
-        if not self.flip_copies:
+        if not self.plan.flip_copies:
             return None
         return sum(Counter(result.counts)[FLIPS] for result in results)
 
@@ -134,17 +109,18 @@ class Publication:
         for name, count in counts.items():
             if name.startswith(LOST_CAPTIONS):
                 failed[name.removeprefix(LOST_CAPTIONS)] += count
-        failed[Reason.UNKNOWN_IMAGE] += self.orphans
+        failed[Reason.UNKNOWN_IMAGE] += self.plan.orphans
         return {
-            "inputs": self.captions,
+            "inputs": self.plan.captions,
             "written": counts[CAPTIONS],
             "failed": {str(reason): count for reason, count in sorted(failed.items()) if count},
-            "skipped": self.skipped_captions,
+            "skipped": self.plan.skipped_captions,
             "cut": counts[CUT_CAPTIONS],
         }
 
 
-def _shard_info(result: ShardResult) -> records.ShardInfo:
+def shard_info(result: ShardResult) -> records.ShardInfo:
+    """A shard as the manifest names it."""
     output, counts = result.output, Counter(result.counts)
     return records.ShardInfo(
         output.file,

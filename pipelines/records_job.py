@@ -8,40 +8,34 @@ shards     = specs | read, encode, write | publish manifest (pipelines/shards)
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Any
 
 from apache_beam.utils.shared import Shared
 
 from model import records
 from model.encoder import Encoder, EncoderSettings
 from model.errors import InvalidInput
-from model.preprocessing import fingerprint
-from model.resnet50 import NAME
 from pipelines import storage
 from pipelines.coco import Inputs, Source, read_inputs
-from pipelines.features import FLIP, READ_THREADS, Features, FeatureSettings, GridEncoder
+from pipelines.features import FLIP, READ_THREADS, Features, GridEncoder
 from pipelines.jobs import WORK_DIR, Item, Job, assign, plan_job
-from pipelines.publication import (
+from pipelines.plan import (
     ORPHANS,
+    STAGE,
     TRAIN_SPLIT,
     VOCABULARY,
-    Publication,
-    is_complete,
-    shard_names,
+    Plan,
+    current_fingerprint,
+    unplanned_job,
 )
+from pipelines.publication import Publication, is_complete
 from pipelines.shards import check_beam_args, run_job
 from pipelines.word_counts import write_vocabulary
 
-STAGE = "preprocess"
 SHARD_SIZE = 512
-_JOB = Job(
-    STAGE,
-    output="",
-    output_file="{name}" + records.RECORD_SUFFIX,
-    failures_file=WORK_DIR + "/failures/{name}.jsonl",
-)
+# The other settings decide bytes, so they are in the plan.
+_NO_CHOICES = ("sources", "output", "karpathy", "encoder", "read_threads")
 
 
 @dataclass(frozen=True)
@@ -130,60 +124,51 @@ def preprocess(
     # workers in this process take the same encoder.
     shared = Shared()
     encoder = shared.acquire(make_encoder)
-    fields = _manifest_fields(settings, encoder)
     shards = {
         split: assign(_marked(split, items, settings), -(-len(items) // settings.shard_size))
         for split, items in sorted(inputs.splits.items())
     }
-    job = _plan(settings, inputs, shards, fields)
+    orphans = b"".join(map(storage.json_line, inputs.orphans))
+    plan = _make_plan(settings, inputs, shards, encoder, orphans)
+    job = _plan_job(settings.output, plan, shards)
+    storage.write_bytes(job.path(ORPHANS), orphans)
     if is_complete(job):
-        return Outcome(_read_manifest(job), was_complete=True)
-    _make_vocabulary(job, len(shards[TRAIN_SPLIT]), settings.min_word_count, beam_args)
-    work = Features(
-        make_encoder,
-        shared,
-        job.path(VOCABULARY),
-        FeatureSettings(
-            settings.encoder.image_size,
-            settings.encoder.aspect,
-            settings.compression,
-            settings.max_words,
-            settings.read_threads,
-        ),
-    )
-    publication = Publication(
-        job=replace(job, specs=()),
-        splits={split: len(parts) for split, parts in shards.items()},
-        images=inputs.images,
-        skipped=inputs.uncaptioned + inputs.unassigned,
-        captions=inputs.captions,
-        skipped_captions=inputs.unassigned_captions,
-        orphans=len(inputs.orphans),
-        manifest=fields,
-        min_word_count=settings.min_word_count,
-        flip_copies=settings.flip_copies,
-    )
-    run_job(job, work, publication, beam_args)
-    return Outcome(_read_manifest(job), was_complete=False)
+        return Outcome(read_manifest(job), was_complete=True)
+    carry_out(job, plan, make_encoder, shared, beam_args, settings.read_threads)
+    return Outcome(read_manifest(job), was_complete=False)
 
 
-def _manifest_fields(settings: PreprocessSettings, encoder: GridEncoder) -> dict[str, Any]:
-    """What the manifest says that no shard decides."""
-    wanted = settings.encoder
-    return {
-        "preprocessing": wanted.choices,
-        "fingerprint": fingerprint(wanted.choices),
-        "grid_shape": encoder.grid_shape,
-        "encoder": {
-            "name": NAME,
-            "weights": wanted.weights,
-            "digest": encoder.digest,
-            "runtime": wanted.runtime,
-            "precision": wanted.precision,
-        },
-        "max_words": settings.max_words,
-        "compression": settings.compression,
-    }
+def carry_out(
+    job: Job,
+    plan: Plan,
+    make_encoder: Callable[[], GridEncoder],
+    shared: Shared,
+    beam_args: Sequence[str],
+    read_threads: int = READ_THREADS,
+) -> None:
+    """Make what is missing of a planned job: vocabulary, shards, then the published files.
+
+    Args:
+      job: with its specs.
+      plan: of the job.
+      make_encoder: picklable; called only where a shard is missing.
+      shared: may hold an encoder of `make_encoder` already.
+      beam_args: Beam's own flags.
+      read_threads: images that a worker reads and decodes at once.
+    """
+    vocabulary = job.path(VOCABULARY)
+    if not storage.exists(vocabulary):
+        training = set(plan.shard_names(TRAIN_SPLIT))
+        specs = [spec.path for spec in job.specs if spec.name in training]
+        write_vocabulary(specs, vocabulary, plan.min_word_count, beam_args)
+    work = Features(make_encoder, shared, vocabulary, plan.feature_settings(read_threads))
+    run_job(job, work, Publication(replace(job, specs=()), plan), beam_args)
+
+
+def read_manifest(job: Job) -> records.Manifest:
+    """The manifest of a finished job."""
+    path = job.path(records.MANIFEST_FILE)
+    return records.Manifest.from_json(storage.read_bytes(path).decode(), path)
 
 
 def _marked(split: str, items: Sequence[Item], settings: PreprocessSettings) -> Sequence[Item]:
@@ -193,59 +178,45 @@ def _marked(split: str, items: Sequence[Item], settings: PreprocessSettings) -> 
     return [{**item, FLIP: True} for item in items]
 
 
-def _plan(
+def _make_plan(
     settings: PreprocessSettings,
     inputs: Inputs,
     shards: Mapping[str, Sequence[Sequence[Item]]],
-    fields: Mapping[str, Any],
-) -> Job:
+    encoder: GridEncoder,
+    orphans: bytes,
+) -> Plan:
+    return Plan(
+        encoder=settings.encoder,
+        encoder_digest=encoder.digest,
+        grid_shape=encoder.grid_shape,
+        fingerprint=current_fingerprint(settings.encoder),
+        choices={
+            each.name: getattr(settings, each.name)
+            for each in fields(settings)
+            if each.name not in _NO_CHOICES
+        },
+        shards={split: len(parts) for split, parts in shards.items()},
+        images=inputs.images,
+        skipped_images=inputs.uncaptioned + inputs.unassigned,
+        captions=inputs.captions,
+        skipped_captions=inputs.unassigned_captions,
+        orphans=len(inputs.orphans),
+        orphans_digest=hashlib.sha256(orphans).hexdigest(),
+    )
+
+
+def _plan_job(output: str, plan: Plan, shards: Mapping[str, Sequence[Sequence[Item]]]) -> Job:
     """The job with its specs, new or the one to be resumed."""
-    job = replace(_JOB, output=settings.output)
+    job = unplanned_job(output)
     manifest, marker = job.path(records.MANIFEST_FILE), job.path(WORK_DIR)
     if storage.exists(manifest) and not storage.exists(marker):
         raise InvalidInput(
-            f"{settings.output} holds finished records without the {WORK_DIR} of their job, so "
+            f"{output} holds finished records without the {WORK_DIR} of their job, so "
             "that they cannot be checked; take another --output, or remove them"
         )
-    orphans = b"".join(map(storage.json_line, inputs.orphans))
-    job = plan_job(
-        job,
-        {
-            name: items
-            for split, parts in shards.items()
-            for name, items in zip(shard_names(split, len(parts)), parts, strict=True)
-        },
-        {
-            **{f"encoder_{name}": value for name, value in fields["encoder"].items()},
-            "image_size": settings.encoder.image_size,
-            "grid_size": settings.encoder.grid_size,
-            "aspect": settings.encoder.aspect,
-            "compression": settings.compression,
-            "flip_copies": settings.flip_copies,
-            "max_words": settings.max_words,
-            "min_word_count": settings.min_word_count,
-            "shard_size": settings.shard_size,
-            "images": {split: sum(map(len, parts)) for split, parts in shards.items()},
-            "images skipped": inputs.uncaptioned + inputs.unassigned,
-            "captions": inputs.captions,
-            "captions without image": hashlib.sha256(orphans).hexdigest(),
-            "fingerprint of preprocessing": fields["fingerprint"],
-        },
-    )
-    storage.write_bytes(job.path(ORPHANS), orphans)
-    return job
-
-
-def _make_vocabulary(
-    job: Job, training_shards: int, min_word_count: int, beam_args: Sequence[str]
-) -> None:
-    path = job.path(VOCABULARY)
-    if not storage.exists(path):
-        training = set(shard_names(TRAIN_SPLIT, training_shards))
-        specs = [spec.path for spec in job.specs if spec.name in training]
-        write_vocabulary(specs, path, min_word_count, beam_args)
-
-
-def _read_manifest(job: Job) -> records.Manifest:
-    path = job.path(records.MANIFEST_FILE)
-    return records.Manifest.from_json(storage.read_bytes(path).decode(), path)
+    parts = {
+        name: items
+        for split in shards
+        for name, items in zip(plan.shard_names(split), shards[split], strict=True)
+    }
+    return plan_job(job, parts, plan.to_settings())

@@ -30,6 +30,11 @@ def open_write(path: str) -> Any:
     return FileSystems.create(path, mime_type="application/octet-stream", **_RAW)
 
 
+def open_read(path: str) -> Any:
+    """Open a binary file for reading from its beginning; raises OSError."""
+    return FileSystems.open(path, **_RAW)
+
+
 def rename(source: str, destination: str) -> None:
     """Move a finished file into place, over what may be there; raises on failure."""
     FileSystems.rename([source], [destination])

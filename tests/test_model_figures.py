@@ -120,7 +120,7 @@ def test_rows_hold_five_panels_so_that_the_width_is_bounded(tmp_path: Path) -> N
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Figures in place of files."""
     kept: list[Figure] = []
-    monkeypatch.setattr(figures, "_save", lambda figure, _: kept.append(figure))
+    monkeypatch.setattr(figures, "save", lambda figure, _: kept.append(figure))
     return kept
 
 
