@@ -11,15 +11,14 @@ import pytest
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 from model.errors import InvalidInput
-from model.vocabulary import (
+from model.tokeniser import (
     CLITIC_PATTERN,
     CLITIC_REPLACEMENT,
-    SPECIALS,
-    Vocabulary,
     detokenise,
     ptb_tokens,
     tokenise,
 )
+from model.vocabulary import SPECIALS, Vocabulary
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="no `java` on the PATH")
