@@ -8,8 +8,8 @@ from benchmarks.bare import BATCH, bare_forward
 from benchmarks.photographs import decoded, lay_out
 from benchmarks.ratio import compare, rate, report
 from model.encoder import Encoder, EncoderSettings
-from pipelines import coco
 from pipelines.records_job import PreprocessSettings, preprocess
+from pipelines.source_flags import Source
 
 COUNT = 20 * BATCH
 TARGET = 0.85
@@ -30,7 +30,7 @@ def main() -> None:
         photographs = lay_out(Path(scratch) / "photographs", COUNT)
         images = decoded(photographs, SETTINGS.image_size)
         load_encoder()(images[:BATCH])
-        source = coco.Source("train", str(photographs.annotations), str(photographs.images))
+        source = Source("train", str(photographs.annotations), str(photographs.images))
         number = itertools.count()
 
         def pipeline() -> float:

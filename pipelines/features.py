@@ -16,7 +16,7 @@ from model.image_bytes import canonicalise
 from model.preprocessing import prepare
 from model.vocabulary import Vocabulary
 from pipelines import coco, storage
-from pipelines.image_files import read_image_file
+from pipelines.image_files import read_item
 from pipelines.jobs import Item
 from pipelines.read_ahead import batches, read_ahead
 from pipelines.sink import Sink
@@ -111,7 +111,7 @@ class _Captions:
 
 def _load(item: Item, preparer: Callable[[tf.Tensor], tf.Tensor]) -> np.ndarray:
     """Read, validate, decode and normalise one image: float32 [S, S, 3]."""
-    canonical = canonicalise(read_image_file(item["source"]))
+    canonical = canonicalise(read_item(item))
     try:
         return preparer(tf.constant(canonical.data)).numpy()
     except tf.errors.InvalidArgumentError as error:

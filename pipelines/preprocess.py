@@ -1,4 +1,10 @@
-"""Turn COCO captions and photographs into TFRecords of ResNet50 grids and tokens.
+"""Turn captions and photographs into TFRecords of ResNet50 grids and tokens.
+
+A source is a file of captions and the place of its images, --split NAME=FILE:IMAGES; sources
+of one NAME join. FILE is COCO captions JSON, a token file of Flickr8k or Flickr30k, a CSV or
+TSV with the columns image, caption and, where there is one, image_id, or JSONL with such
+fields. Karpathy's JSON, --karpathy FILE:IMAGES, brings its own splits. IMAGES is a directory, a
+bucket prefix, or a plain .tar file or a glob of them. No image may be in two splits.
 
 Started again with the same flags, it goes on where it stopped. Beam's own flags may follow,
 such as --direct_running_mode=multi_processing --direct_num_workers=2 or
@@ -12,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.errors import InvalidInput
 from model.startup import import_tensorflow
+from pipelines import source_arguments
 from pipelines.balance import check_failure_rate, equation
 
 if TYPE_CHECKING:
@@ -35,20 +42,8 @@ _OPTIONS: dict[str, tuple[type, str]] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare this command's flags."""
-    parser.add_argument(
-        "--split",
-        action="append",
-        required=True,
-        metavar="NAME=ANN.json:IMAGES",
-        help="a split: COCO captions JSON, and the directory or bucket prefix of its images; "
-        "repeat it for each split, one of them named train",
-    )
+    source_arguments.add(parser)
     parser.add_argument("--output", required=True, metavar="RECORDS", help="directory or bucket")
-    parser.add_argument(
-        "--karpathy",
-        metavar="FILE",
-        help="dataset_coco.json: put all images in its splits train, restval, val and test",
-    )
     for name, (kind, text) in _OPTIONS.items():
         parser.add_argument(f"--{name}", type=kind, help=text)
     parser.add_argument(
@@ -78,16 +73,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _settings(args: argparse.Namespace) -> "PreprocessSettings":
     from model.encoder import EncoderSettings
-    from pipelines.coco import parse_source
     from pipelines.records_job import PreprocessSettings
     from pipelines.storage import absolute_path
 
+    sources, selection = source_arguments.read_sources(args)
     encoder = _given(args, weights="encoder_weights", image_size="", grid_size="")
     return PreprocessSettings(
-        sources=tuple(map(parse_source, args.split)),
+        sources=sources,
         output=absolute_path(args.output),
-        karpathy=args.karpathy,
+        selection=selection,
         encoder=EncoderSettings(**encoder),
+        vocabulary=source_arguments.read_vocabulary(args),
         **_given(args, min_word_count="", max_words="", shard_size=""),
     )
 

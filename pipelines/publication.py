@@ -53,7 +53,7 @@ class Publication:
       skipped_captions: annotations of skipped images.
       orphans: annotations without an image.
       manifest: the manifest's fields that no shard decides.
-      min_word_count: as in the settings.
+      min_word_count: as in the settings; None of a vocabulary that was not counted.
     """
 
     job: Job
@@ -64,7 +64,7 @@ class Publication:
     skipped_captions: int
     orphans: int
     manifest: Mapping[str, Any]
-    min_word_count: int
+    min_word_count: int | None
 
     def __call__(self, results: list[ShardResult]) -> None:
         """Check that the ledgers balance, then write.

@@ -6,7 +6,6 @@ shards     = specs | read, encode, write | publish manifest (pipelines/shards)
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,8 +17,9 @@ from model import records
 from model.encoder import NAME, Encoder, EncoderSettings
 from model.errors import InvalidInput
 from model.preprocessing import fingerprint
+from model.vocabulary import Vocabulary
 from pipelines import storage
-from pipelines.coco import Inputs, Source, read_inputs
+from pipelines.coco import Inputs, Selection, read_inputs
 from pipelines.features import Features, GridEncoder
 from pipelines.jobs import WORK_DIR, Item, Job, assign, plan_job
 from pipelines.publication import (
@@ -31,6 +31,8 @@ from pipelines.publication import (
     shard_names,
 )
 from pipelines.shards import check_beam_args, run_job
+from pipelines.source_flags import Source
+from pipelines.tar_images import is_tar
 from pipelines.word_counts import write_vocabulary
 
 STAGE = "preprocess"
@@ -48,34 +50,34 @@ class PreprocessSettings:
     """What to preprocess, and how.
 
     Attributes:
-      sources: annotation files and image prefixes, one a split.
+      sources: annotation files and where their images are; those of one split join.
       output: RECORDS, on any Beam filesystem.
-      karpathy: dataset_*.json whose splits replace those of `sources`.
+      selection: which of the images go where.
       encoder: weights, image and grid size.
       shard_size: images of a shard, about.
       min_word_count: a word seen less often becomes <unk>.
       max_words: words beyond which a caption is cut.
+      vocabulary: used instead of counting words; `min_word_count` then means nothing.
     """
 
     sources: tuple[Source, ...]
     output: str
-    karpathy: str | None = None
+    selection: Selection = field(default_factory=Selection)
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
     shard_size: int = SHARD_SIZE
     min_word_count: int = 5
     max_words: int = 20
+    vocabulary: Vocabulary | None = None
 
     def __post_init__(self) -> None:
         for name in ("shard_size", "min_word_count", "max_words"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name} {getattr(self, name)}, expected at least 1")
-        counts = Counter(source.split for source in self.sources)
-        if twice := [split for split, count in counts.items() if count > 1]:
-            raise InvalidInput(f"split {twice[0]} is named twice, expected each once")
         for source in self.sources:
             storage.check_filesystem(source.annotations, "annotations")
             storage.check_filesystem(source.images, "images")
-            if "://" not in source.images and not storage.exists(source.images):
+            elsewhere = is_tar(source.images) or "://" in source.images
+            if not elsewhere and not storage.exists(source.images):
                 raise InvalidInput(
                     f"images {source.images}: no such directory, expected the photographs of "
                     f"{source.annotations}"
@@ -107,7 +109,7 @@ def preprocess(
       InvalidInput: unusable annotations or encoder, or another job's output directory.
     """
     check_beam_args(beam_args)
-    inputs = read_inputs(settings.sources, settings.karpathy, STAGE)
+    inputs = read_inputs(settings.sources, settings.selection, STAGE)
     if TRAIN_SPLIT not in inputs.splits:
         raise InvalidInput(
             f"splits {sorted(inputs.splits)}, expected one named {TRAIN_SPLIT}: the vocabulary "
@@ -124,9 +126,13 @@ def preprocess(
         for split, items in sorted(inputs.splits.items())
     }
     job = _plan(settings, inputs, shards, fields)
+    shard_counts = {split: len(parts) for split, parts in shards.items()}
+    # From here on the specs hold the items; a kilobyte or two each need not stay for hours.
+    inputs = replace(inputs, splits={})
+    shards.clear()
     if is_complete(job):
         return Outcome(_read_manifest(job), was_complete=True)
-    _make_vocabulary(job, len(shards[TRAIN_SPLIT]), settings.min_word_count, beam_args)
+    _make_vocabulary(job, shard_counts[TRAIN_SPLIT], settings, beam_args)
     work = Features(
         make_encoder,
         shared,
@@ -136,14 +142,14 @@ def preprocess(
     )
     publication = Publication(
         job=replace(job, specs=()),
-        splits={split: len(parts) for split, parts in shards.items()},
+        splits=shard_counts,
         images=inputs.images,
-        skipped=inputs.uncaptioned + inputs.unassigned,
+        skipped=inputs.skipped,
         captions=inputs.captions,
-        skipped_captions=inputs.unassigned_captions,
+        skipped_captions=inputs.skipped_captions,
         orphans=len(inputs.orphans),
         manifest=fields,
-        min_word_count=settings.min_word_count,
+        min_word_count=None if settings.vocabulary else settings.min_word_count,
     )
     run_job(job, work, publication, beam_args)
     return Outcome(_read_manifest(job), was_complete=False)
@@ -190,10 +196,11 @@ def _plan(
             "image_size": settings.encoder.image_size,
             "grid_size": settings.encoder.grid_size,
             "max_words": settings.max_words,
-            "min_word_count": settings.min_word_count,
+            "vocabulary": settings.vocabulary and settings.vocabulary.digest,
+            "min_word_count": None if settings.vocabulary else settings.min_word_count,
             "shard_size": settings.shard_size,
             "images": {split: sum(map(len, parts)) for split, parts in shards.items()},
-            "images skipped": inputs.uncaptioned + inputs.unassigned,
+            "images skipped": inputs.skipped,
             "captions": inputs.captions,
             "captions without image": hashlib.sha256(orphans).hexdigest(),
             "fingerprint of preprocessing": fields["fingerprint"],
@@ -204,13 +211,17 @@ def _plan(
 
 
 def _make_vocabulary(
-    job: Job, training_shards: int, min_word_count: int, beam_args: Sequence[str]
+    job: Job, training_shards: int, settings: PreprocessSettings, beam_args: Sequence[str]
 ) -> None:
     path = job.path(VOCABULARY)
-    if not storage.exists(path):
-        training = set(shard_names(TRAIN_SPLIT, training_shards))
-        specs = [spec.path for spec in job.specs if spec.name in training]
-        write_vocabulary(specs, path, min_word_count, beam_args)
+    if storage.exists(path):
+        return
+    if settings.vocabulary is not None:
+        storage.write_bytes(path, settings.vocabulary.to_json().encode())
+        return
+    training = set(shard_names(TRAIN_SPLIT, training_shards))
+    specs = [spec.path for spec in job.specs if spec.name in training]
+    write_vocabulary(specs, path, settings.min_word_count, beam_args)
 
 
 def _read_manifest(job: Job) -> records.Manifest:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -25,8 +24,8 @@ from model.image_bytes import canonicalise
 from model.preprocessing import prepare
 from model.vocabulary import Vocabulary
 from pipelines import preprocess as command
-from pipelines.coco import Source, parse_source
 from pipelines.records_job import PreprocessSettings, preprocess
+from pipelines.source_flags import Source, parse_source
 from tests.bulk_fixtures import bad_images, encode, good_images
 from tests.preprocess_fixtures import FakeEncoder, calls, jpeg, published, settings, write_split
 
@@ -489,7 +488,6 @@ def test_a_training_split_without_a_record_is_not_published(
         (["--image_size=100"], "image_size 100, expected a multiple of 32 pixels"),
         (["--max_words=0"], "max_words 0, expected at least 1"),
         (["--encoder_weights=random:x"], "encoder weights 'random:x', expected random:SEED"),
-        (["--split=train={world}/captions_val.json:{world}/val"], "split train is named twice"),
         (["--split=val={world}/none.json:{world}/val"], "{world}/none.json: cannot be read"),
         (["--split=val={world}/captions_val.json:{world}/no"], "images {world}/no: no such dir"),
         (["--split=val={world}/captions_val.json:foo://no"], "images foo://no: no filesystem"),
@@ -531,21 +529,13 @@ def test_help_names_the_defaults_of_the_settings(tmp_path: Path) -> None:
 
 
 def test_no_training_split_ends_with_2(world: Path) -> None:
-    args = SimpleNamespace(
-        split=[f"val={world}/captions_val.json:{world}/val"],
-        output=str(world / "out"),
-        karpathy=None,
-        encoder_weights="random:0",
-        image_size=32,
-        grid_size=1,
-        shard_size=8,
-        min_word_count=1,
-        max_words=20,
-        max_failure_rate=0.1,
-        beam_args=[],
-    )
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    split = f"--split=val={world}/captions_val.json:{world}/val"
+    args = parser.parse_args([split, *arguments(world)[2:]])
+    args.beam_args = []
     with pytest.raises(InvalidInput, match=r"splits \['val'\], expected one named train"):
-        command.run(args)  # type: ignore[arg-type]
+        command.run(args)
 
 
 def test_weights_that_cannot_be_had_end_the_job_before_an_image_is_read(
