@@ -6,7 +6,6 @@ stay those of the source; where a source has none, `id_of_name` makes one of the
 
 import hashlib
 import io
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,7 +119,11 @@ def check_field(entry: Any, field: str, kind: type, where: str) -> None:
 
 def check_unique(values: Iterable[Any], what: str) -> None:
     """Raise InvalidInput naming the first value that is there twice."""
-    if twice := sorted(value for value, count in Counter(values).items() if count > 1):
+    seen: set[Any] = set()
+    again: set[Any] = set()
+    for value in values:
+        (again if value in seen else seen).add(value)
+    if twice := sorted(again):
         more = f" and {len(twice) - 1} more" if len(twice) > 1 else ""
         raise InvalidInput(f"{what} {twice[0]!r}{more} twice, expected each once")
 

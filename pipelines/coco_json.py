@@ -1,14 +1,11 @@
-"""One COCO captions JSON file (2014 or 2017), checked and indexed by pycocotools.
+"""One COCO captions JSON file, 2014 or 2017, read one entry at a time.
 
-The check comes first, since pycocotools' index fails on odd JSON with a bare KeyError. Only
-the fields that we use are kept of what is read, and the index lives no longer than this call.
+The result is that of pycocotools' index (a test compares them), which would hold the whole
+file as dictionaries, several times the size of the captions themselves.
 """
 
-import contextlib
-import io
+from collections.abc import Mapping
 from typing import Any
-
-from pycocotools.coco import COCO
 
 from model.errors import InvalidInput
 from pipelines.annotations import (
@@ -33,33 +30,10 @@ def read_coco(path: str, columns: Columns) -> Annotations:
         file name twice.
     """
     del columns
-    coco = COCO()
-    coco.dataset = _read_dataset(path)
-    # It reports its progress on stdout, where results belong.
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
-    images = [
-        AnnotatedImage(
-            image["file_name"],
-            image_id,
-            [
-                (annotation["id"], annotation.get("caption"))
-                for annotation in coco.imgToAnns.get(image_id, ())
-            ],
-        )
-        for image_id, image in coco.imgs.items()
-    ]
-    orphans = [
-        (annotation["id"], annotation["image_id"])
-        for annotation in coco.anns.values()
-        if annotation["image_id"] not in coco.imgs
-    ]
-    return Annotations(images, orphans)
-
-
-def _read_dataset(path: str) -> dict[str, list[dict[str, Any]]]:
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+    images: dict[int, str] = {}
+    captions: dict[int, list[tuple[int, object]]] = {}
+    # Not looked for among the captions, where JSON's null may be one.
+    captioned = False
 
     def add_image(position: int, entry: Any) -> None:
         where = f"{path}: {_IMAGES}[{position}]"
@@ -70,16 +44,18 @@ def _read_dataset(path: str) -> dict[str, list[dict[str, Any]]]:
             )
         check_field(entry, "id", int, where)
         check_field(entry, "file_name", str, where)
-        images.append({"id": entry["id"], "file_name": entry["file_name"]})
+        if entry["id"] in images:
+            raise InvalidInput(f"{path}: {_IMAGES}: id {entry['id']} twice, expected each once")
+        images[entry["id"]] = entry["file_name"]
 
     def add_annotation(position: int, entry: Any) -> None:
+        nonlocal captioned
         where = f"{path}: {_ANNOTATIONS}[{position}]"
         check_field(entry, "id", int, where)
         check_field(entry, "image_id", int, where)
-        slim = {"id": entry["id"], "image_id": entry["image_id"]}
-        if "caption" in entry:
-            slim["caption"] = shallow(entry["caption"])
-        annotations.append(slim)
+        captioned = captioned or "caption" in entry
+        caption = entry["id"], shallow(entry.get("caption"))
+        captions.setdefault(entry["image_id"], []).append(caption)
 
     found = read_lists(path, {_IMAGES: add_image, _ANNOTATIONS: add_annotation}, _EXPECTED)
     for name in (_IMAGES, _ANNOTATIONS):
@@ -87,17 +63,25 @@ def _read_dataset(path: str) -> dict[str, list[dict[str, Any]]]:
             raise InvalidInput(
                 f"{path}: no list {name!r}, expected {_EXPECTED} such as captions_train2017.json"
             )
-    _check(path, images, annotations)
-    return {_IMAGES: images, _ANNOTATIONS: annotations}
+    _check(path, images, captions, captioned)
+    return Annotations(
+        [AnnotatedImage(name, number, captions.pop(number, [])) for number, name in images.items()],
+        [(annotation[0], number) for number, rest in captions.items() for annotation in rest],
+    )
 
 
-def _check(path: str, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> None:
-    if not annotations:
+def _check(
+    path: str,
+    images: Mapping[int, str],
+    captions: Mapping[int, list[tuple[int, object]]],
+    captioned: bool,
+) -> None:
+    if not captions:
         raise InvalidInput(f"{path}: the list of annotations is empty, expected captions")
-    for name, entries in ((_IMAGES, images), (_ANNOTATIONS, annotations)):
-        check_unique((entry["id"] for entry in entries), f"{path}: {name}: id")
-    check_unique((image["file_name"] for image in images), f"{path}: file_name")
-    if not any("caption" in annotation for annotation in annotations):
+    ids = (annotation[0] for of_image in captions.values() for annotation in of_image)
+    check_unique(ids, f"{path}: {_ANNOTATIONS}: id")
+    check_unique(images.values(), f"{path}: file_name")
+    if not captioned:
         raise InvalidInput(
             f"{path}: no annotation has a caption, expected {_EXPECTED}; instances_*.json "
             "and person_keypoints_*.json hold none"

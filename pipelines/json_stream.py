@@ -19,6 +19,7 @@ Handler = Callable[[int, Any], None]
 
 _CHUNK_BYTES = 2**20
 _BLANK = " \t\n\r"
+_AFTER_VALUE = frozenset((*_BLANK, *",:]}"))
 
 
 def read_lists(path: str, handlers: Mapping[str, Handler], expected: str) -> set[str]:
@@ -137,8 +138,8 @@ class _Window:
                 if not self._grow():
                     raise
                 continue
-            # A number that ends with the window may go on behind it.
-            if end == len(self._text) and self._grow():
+            # A number may go on behind the window: of "-1." that ends it, -1 is a value.
+            if self._text[end : end + 1] not in _AFTER_VALUE and self._grow():
                 continue
             self._at = end
             return value

@@ -1,6 +1,8 @@
 """What makes splits sound: listed images alone, unique keys, and no image in two of them."""
 
+import posixpath
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -63,9 +65,11 @@ class SplitLists:
 
 def check_keys(parts: Sequence[Part]) -> None:
     """Raise InvalidInput when two sources of a split have an image of the same name."""
+    count = Counter(part.split for part in parts)
     owners: dict[tuple[str, str], Part] = {}
     twice: dict[tuple[str, str, str], list[str]] = {}
-    for part in parts:
+    # Within a source its reader has seen to it.
+    for part in (part for part in parts if count[part.split] > 1):
         for item in part.items:
             owner = owners.setdefault((part.split, item["key"]), part)
             if owner is not part:
@@ -83,6 +87,8 @@ def check_disjoint(parts: Sequence[Part]) -> None:
 
     The same are: one file; one base name with one id; COCO's 2014 and 2017 names of a photograph.
     """
+    if len({part.split for part in parts}) == 1:
+        return
     seen: dict[object, tuple[str, Item]] = {}
     shared: dict[tuple[str, str], list[str]] = {}
     for part in parts:
@@ -109,7 +115,7 @@ def _read_list(path: str) -> set[str]:
 
 def _identities(item: Item) -> Iterator[object]:
     name, image_id = item["key"].rpartition("/")[2], item["image_id"]
-    yield item["source"]
+    yield posixpath.normpath(item["source"])
     yield name, image_id
     coco = _COCO_NAME.fullmatch(name)
     # An id that is made of the name says nothing against the digits.
