@@ -113,7 +113,7 @@ def locate(images: str, index: TarIndex, names: Collection[str]) -> Iterator[Mem
             for name, members in sorted(many.items())[:_NAMED]
         )
         raise InvalidInput(
-            f"images {images}: {len(many)} images are there more than once: {shown}; leave one of "
+            f"images {images}: several members for {len(many)} of the names: {shown}; leave one of "
             "the tars out, or name the images with their folder in the annotations"
         )
     taken: dict[Member, str] = {}
@@ -230,6 +230,7 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         while (member := tar.next()) is not None:
             # A damaged size would lead back, for ever.
             if tar.offset <= member.offset:
+                tar.offset = member.offset
                 return
             yield member
             # A kilobyte each, of which tarfile keeps all.
