@@ -67,14 +67,14 @@ def read_sources(args: argparse.Namespace) -> "tuple[tuple[Source, ...], Selecti
     karpathy = [parse_karpathy(text) for text in args.karpathy]
     complete = [source for source in karpathy if isinstance(source, Source)]
     only_splits = [path for path in karpathy if isinstance(path, str)]
-    if not splits and not complete:
-        raise InvalidInput(
-            "no source; expected --split NAME=FILE:IMAGES or --karpathy FILE:IMAGES, at least one"
-        )
     if only_splits and not splits:
         raise InvalidInput(
             f"--karpathy {only_splits[0]} assigns the images of --split, of which there is none; "
             "expected FILE:IMAGES, or a --split"
+        )
+    if not splits and not complete:
+        raise InvalidInput(
+            "no source; expected --split NAME=FILE:IMAGES or --karpathy FILE:IMAGES, at least one"
         )
     if len(only_splits) > 1:
         raise InvalidInput(
