@@ -23,7 +23,10 @@ _BRACKET_TOKEN = re.compile("-[lr][rsc]b-")
 # Typographic variants, and the currency signs that PTB writes in ASCII.
 _ASCII = str.maketrans("‘’‛′“”„″«»£€", "'" * 4 + '"' * 6 + "#$") | str.maketrans(
     {"–": " -- ", "—": " -- ", "…": " ... ", "¢": " cents", "½": "1/2", "¼": "1/4", "¾": "3/4"}
+    | {"\N{SOFT HYPHEN}": None}
 )
+
+_LAST_OF_BMP, _EMOJI_STYLE = 0xFFFF, "\N{VARIATION SELECTOR-16}"
 
 # Words of up to five letters that keep the full stop behind them; so do single letters.
 _ABBREVIATIONS = (
@@ -36,7 +39,25 @@ _ABBREVIATIONS = (
     "wisc|assoc|attys|calif|comdr|lieut|profs|supts|thurs|treas"
 )
 
-_LETTER, _ALNUM = r"[^\W\d_]", r"[^\W_]"
+
+def _marks() -> str:
+    """Combining marks, which \\w leaves out: accents that NFC cannot join, vowel signs of Hindi.
+
+    As ranges for a character class of `re`.
+    """
+    runs: list[list[int]] = []
+    for code in range(0x300, 0xFE00):
+        if unicodedata.category(chr(code)).startswith("M"):
+            if runs and runs[-1][1] == code - 1:
+                runs[-1][1] = code
+            else:
+                runs.append([code, code])
+    return "".join(f"{chr(first)}-{chr(last)}" for first, last in runs)
+
+
+_MARKS = _marks()
+# Powers stand alone, as in the reference.
+_LETTER, _ALNUM = rf"(?:[^\W\d_¹²³][{_MARKS}]*)", rf"(?:[^\W_¹²³][{_MARKS}]*)"
 
 # The first alternative that matches wins, so the special cases stand before the plain word.
 _TOKEN = re.compile(
@@ -74,7 +95,19 @@ def ptb_tokens(text: str) -> list[str]:
     text = text.encode("utf-8", "replace").decode("utf-8")
     text = unicodedata.normalize("NFC", text).translate(_ASCII).lower()
     tokens = (token.translate(_BRACKETS) for token in _TOKEN.findall(text))
-    return [token for token in tokens if token not in _PUNCTUATION and token.strip("-.")]
+    return [
+        token
+        for token in tokens
+        if token not in _PUNCTUATION and token.strip("-.") and not _is_dropped(token)
+    ]
+
+
+def _is_dropped(token: str) -> bool:
+    """Whether it is a character that the reference cannot read: an emoji, or an invisible one."""
+    if len(token) > 1 or token.isascii():
+        return False
+    is_symbol = ord(token) > _LAST_OF_BMP and not token.isalnum()
+    return is_symbol or token == _EMOJI_STYLE or unicodedata.category(token) in ("Cc", "Cf")
 
 
 def tokenise(text: str) -> list[str]:
