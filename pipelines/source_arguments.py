@@ -99,12 +99,15 @@ def read_vocabulary(args: argparse.Namespace) -> "Vocabulary | None":
         return None
     from model.vocabulary import Vocabulary
     from pipelines import storage
+    from pipelines.shards import check_beam_args
 
     if args.min_word_count is not None:
         raise InvalidInput(
             f"--min_word_count {args.min_word_count} with --vocabulary {args.vocabulary}, whose "
             "words are not counted; leave one of them out"
         )
+    # Beam's flags say how buckets are reached.
+    check_beam_args(args.beam_args)
     try:
         text = storage.read_bytes(args.vocabulary).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

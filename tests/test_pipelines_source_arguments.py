@@ -33,7 +33,9 @@ def parse(*flags: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     source_arguments.add(parser)
     parser.add_argument("--min_word_count", type=int)
-    return parser.parse_args(flags)
+    args = parser.parse_args(flags)
+    args.beam_args = []
+    return args
 
 
 @pytest.mark.parametrize(

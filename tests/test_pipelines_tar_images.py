@@ -14,6 +14,7 @@ from pipelines import tar_images
 from pipelines.coco import read_inputs
 from pipelines.image_files import read_item
 from pipelines.jobs import Item
+from pipelines.shards import check_beam_args
 from pipelines.source_flags import Source
 from pipelines.tar_images import is_tar
 
@@ -404,3 +405,32 @@ def test_of_gcs_only_the_member_is_fetched(monkeypatch: pytest.MonkeyPatch) -> N
     [(start, end)] = ranges
     assert start == 256
     assert end <= 1256
+
+
+def test_tars_in_a_bucket_are_indexed_and_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boto3, moto = pytest.importorskip("boto3"), pytest.importorskip("moto")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    # Buckets are reached as Beam's flags say; preprocessing begins with this.
+    check_beam_args([])
+    with moto.mock_aws():
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="photos")
+        for number, names in enumerate(("ab", "cd")):
+            tar = write_tar(tmp_path / "t.tar", {f"x/{name}.jpg": body(name) for name in names})
+            client.put_object(Bucket="photos", Key=f"t-{number}.tar", Body=tar.read_bytes())
+        made = items(tmp_path, "s3://photos/t-*.tar", "d.jpg", "a.jpg", "none.jpg")
+        assert [item["source"] for item in made] == [
+            "s3://photos/t-1.tar/x/d.jpg",
+            "s3://photos/t-0.tar/x/a.jpg",
+            "s3://photos/t-*.tar/none.jpg",
+        ]
+        assert [read_item(item) for item in made[:2]] == [body("d"), body("a")]
+        client.delete_object(Bucket="photos", Key="t-0.tar")
+        assert failure(made[1]) == (Reason.MISSING_FILE, "no such file, expected an image")
+        assert refusal(tmp_path, "s3://photos/t-0.tar", "a.jpg").startswith(
+            "images s3://photos/t-0.tar: cannot be read ("
+        )
