@@ -21,8 +21,8 @@ from benchmarks.photographs import decoded, lay_out
 from benchmarks.ratio import compare, rate, report
 from model.encoder import Encoder, EncoderSettings
 from model.runtimes import OPENVINO, TENSORFLOW
-from pipelines import coco
 from pipelines.records_job import PreprocessSettings, preprocess
+from pipelines.source_flags import Source
 
 COUNT = 1_280
 TARGET = 0.92
@@ -66,7 +66,7 @@ def main() -> None:
         photographs = lay_out(Path(scratch) / "photographs", COUNT)
         images = decoded(photographs, EncoderSettings().image_size)
         runtime = _fastest(images)
-        source = coco.Source("train", str(photographs.annotations), str(photographs.images))
+        source = Source("train", str(photographs.annotations), str(photographs.images))
         number = itertools.count()
         idle: list[float] = []
 

@@ -9,7 +9,7 @@ from model.decoding import search_captions
 from model.encoder import Encoder
 from model.preprocessing import CHANNELS, Prepared, prepare
 from model.search import Hypotheses
-from model.vocabulary import CLITIC_PATTERN, CLITIC_REPLACEMENT
+from model.tokeniser import CLITIC_PATTERN, CLITIC_REPLACEMENT
 from serving import contract
 
 Outputs = dict[str, tf.Tensor]

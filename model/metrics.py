@@ -28,7 +28,7 @@ from pycocoevalcap.spice.get_stanford_models import JAR as CORENLP_JAR
 from pycocoevalcap.spice.spice import SPICE_JAR
 
 from model.errors import InvalidInput
-from model.vocabulary import ptb_tokens
+from model.tokeniser import ptb_tokens
 
 BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 ROUGE_L, CIDER, METEOR, SPICE = "rouge_l", "cider", "meteor", "spice"

@@ -1,15 +1,11 @@
 """Text to ids and back: the one definition that every stage shares.
 
-A caption's tokens are those of coco-caption: Stanford's PTBTokenizer in lower case without
-punctuation marks, here in Python, so that vocabulary, captions and scores agree and no
-stage needs Java. Imports nothing heavy.
+A caption's words are those of model/tokeniser. Imports nothing heavy.
 """
 
 import hashlib
 import json
 import os
-import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,91 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import InvalidInput
+from model.tokeniser import detokenise, tokenise
 
 SCHEMA_VERSION = 1
+_KERAS_CLASS = "Tokenizer"
 PAD, START, END, UNK = SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
-
-# Joins a clitic to the word before it. RE2 syntax (no look-around), since the exported graph
-# applies the same pair with tf.strings.regex_replace; each clitic is replaced on its own.
-CLITIC_PATTERN = r" ('(?:s|m|d|ll|re|ve)|n't)\b"
-CLITIC_REPLACEMENT = r"\1"
-
-# coco-caption drops these, and runs of full stops or hyphens.
-_PUNCTUATION = frozenset("'`\".?!,:;-")
-_BRACKETS = str.maketrans(
-    {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
-)
-_BRACKET_TOKEN = re.compile("-[lr][rsc]b-")
-
-# Typographic variants, and the currency signs that PTB writes in ASCII.
-_ASCII = str.maketrans("‘’‛′“”„″«»£€", "'" * 4 + '"' * 6 + "#$") | str.maketrans(
-    {"–": " -- ", "—": " -- ", "…": " ... ", "¢": " cents", "½": "1/2", "¼": "1/4", "¾": "3/4"}
-)
-
-# Words of up to five letters that keep the full stop behind them; so do single letters.
-_ABBREVIATIONS = (
-    "al|cf|co|ct|dr|ft|ga|jr|ky|lt|md|mo|mr|ms|mt|ph|rd|rt|sq|sr|st|va|vs|vt|wm|adj|adm|adv|ala|"
-    "apr|aug|ave|bhd|cie|col|cos|cpl|dak|dec|det|drs|ens|esq|est|etc|ext|feb|fla|fri|gen|gov|"
-    "hon|inc|ind|jan|jos|jul|jun|kan|ltd|maj|mar|mfg|mme|mon|mrs|mtg|neb|nev|nov|oct|pfc|plc|"
-    "pte|pty|pvt|rep|rev|sen|sep|seq|sfc|sgt|spc|ste|sys|tel|thu|tue|wed|wis|wyo|alex|ariz|assn|"
-    "asst|atty|bldg|blvd|brig|bros|capt|cmdr|colo|conn|corp|dept|elec|govs|insp|intl|invt|kans|"
-    "mich|minn|mlle|mont|msgr|natl|okla|penn|ppty|pres|prof|reps|sens|sept|supt|tenn|tues|univ|"
-    "wisc|assoc|attys|calif|comdr|lieut|profs|supts|thurs|treas"
-)
-
-_LETTER, _ALNUM = r"[^\W\d_]", r"[^\W_]"
-
-# The first alternative that matches wins, so the special cases stand before the plain word.
-_TOKEN = re.compile(
-    rf"""
-    (?:https?://|www\.)[^\s"<>()]*[^\s"<>().,;:!?']
-  | [\w.+-]+@\w[\w-]*(?:\.[\w-]+)+ | @\w+ | \#{_LETTER}+  # mail, @names, #tags
-  | </?[a-z]+/?>
-  | [:;=]-?[()]                                            # smileys
-  | '(?:s|m|d|ll|re|ve)(?!\w) | n't(?!\w)
-  | 't(?=[ ]?(?:is|was)\b) | y'(?=[ ]?all\b)               # 'tis, y'all, joined or not
-  | 'n' | 'n(?!\w)                                         # rock 'n' roll
-  | (?<!\w)'\d\ds?(?!\w) | 'em(?!\w)                      # the '70s
-  | (?:can(?=not)|gon(?=na)|wan(?=na)|got(?=ta)|lem(?=me)|gim(?=me))(?=\w\w\w?(?![\w'-]))
-  | (?:o'clock|ma'am|c'mon|s'mores|[eo]'er|ne'er|ol')(?!\w)
-  | [a-z]{{1,2}}&[a-z](?!\w)                                # at&t
-  | (?:{_LETTER}\.)+(?:{_LETTER}(?!\w)\.?)? (?!\w)         # u.s. and initials
-  | (?:{_ABBREVIATIONS})\.(?!\w)
-  | (?:nos?|figs?|pp)\.(?=\s*\d)
-  | [-+]?\d+(?:[.,]\d+)+(?:-{_LETTER}+)* | [-+]?\d+(?::\d+)+ # 1,000  3.5-inch  10:30
-  | [-+]?[.,:]\d+
-  | {_LETTER}+?(?=n't(?!\w))
-  | [odl]'(?={_LETTER}{{2}}){_ALNUM}+(?:-{_ALNUM}+)*         # o'neil
-  | {_LETTER}+(?:[.!?]{_LETTER}+)+                         # a blank forgotten: end.the
-  | {_ALNUM}+(?:[-/_]{_ALNUM}+)*                           # hyphenated words stay whole
-  | (?<![-+])[-+]\d+
-  | \.{{2,}} | [!?]{{2,}} | -{{2,}} | \*+ | _+ | \S
-    """,
-    re.VERBOSE,
-)
-
-
-def ptb_tokens(text: str) -> list[str]:
-    """Split text as coco-caption does; brackets come out as `-lrb-` and the like."""
-    # JSON may smuggle in half a surrogate pair, which no file can hold.
-    text = text.encode("utf-8", "replace").decode("utf-8")
-    text = unicodedata.normalize("NFC", text).translate(_ASCII).lower()
-    tokens = (token.translate(_BRACKETS) for token in _TOKEN.findall(text))
-    return [token for token in tokens if token not in _PUNCTUATION and token.strip("-.")]
-
-
-def tokenise(text: str) -> list[str]:
-    """Split a caption into the words that a captioner learns.
-
-    These are `ptb_tokens` without brackets: coco-caption means to drop brackets, but looks
-    for `-LRB-` after lower-casing, so that its scores count them.
-    """
-    return [token for token in ptb_tokens(text) if not _BRACKET_TOKEN.search(token)]
-
-
-def detokenise(words: Iterable[str]) -> str:
-    """Join words with blanks and clitics to the word before: "man 's" becomes "man's"."""
-    return re.sub(CLITIC_PATTERN, CLITIC_REPLACEMENT, " ".join(words))
 
 
 @dataclass(frozen=True)
@@ -256,6 +172,39 @@ class Vocabulary:
                 f"{source}: word_index has gaps or negative ids, expected 1, 2, 3 and so on"
             )
         return _checked([words[number] for number in range(len(words))], source)
+
+    def to_keras_tokenizer(self) -> str:
+        """The text of a Keras `Tokenizer.to_json()` with this vocabulary's ids.
+
+        `from_keras_tokenizer` reads it back to the same vocabulary, and Keras' own
+        `tokenizer_from_json` loads it. That Tokenizer splits at blanks alone, so it has to be fed
+        words that `tokenise` has split, joined by blanks. How often a word was seen is not known.
+        """
+        index = {word: number for number, word in enumerate(self.words)}
+        tables: dict[str, Mapping[Any, Any]] = {
+            "word_counts": {},
+            "word_docs": {},
+            "index_docs": {},
+            "index_word": dict(enumerate(self.words)),
+            "word_index": index,
+        }
+        config = {
+            "num_words": len(self),
+            "filters": "",
+            "lower": True,
+            "split": " ",
+            "char_level": False,
+            "oov_token": UNK,
+            "document_count": 0,
+            **{name: json.dumps(table) for name, table in tables.items()},
+        }
+        return json.dumps({"class_name": _KERAS_CLASS, "config": config})
+
+    @classmethod
+    def from_text(cls, text: str, source: str = "vocabulary") -> "Vocabulary":
+        """Read `to_json`'s text or that of a Keras Tokenizer, whichever it is."""
+        is_keras = "word_index" in str(_json_object(text, source).get("config"))
+        return (cls.from_keras_tokenizer if is_keras else cls.from_json)(text, source)
 
 
 def _json_object(text: str, source: str) -> dict[str, Any]:

@@ -1,83 +1,117 @@
-"""One COCO captions JSON file, checked and indexed by pycocotools.
+"""What every annotation file is read into, and the checks that all formats share.
 
-The check comes first, since pycocotools' index fails on odd JSON with a bare KeyError.
+A reader (pipelines/annotation_formats has the table) turns one file into `Annotations`. Ids
+stay those of the source; where a source has none, `id_of_name` makes one of the image's name.
 """
 
-import contextlib
+import hashlib
 import io
-import json
-from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TextIO
 
-from pycocotools.coco import COCO
+from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystems import FileSystems
 
 from model.errors import InvalidInput
 from pipelines import storage
 
-# What every entry must have; anything else is left to pycocotools and to the shards.
-_FIELDS: dict[str, dict[str, type]] = {
-    "images": {"id": int, "file_name": str},
-    "annotations": {"id": int, "image_id": int},
-}
-_INT64 = range(-(2**63), 2**63)
+INT64 = range(-(2**63), 2**63)
+# What a float64 holds exactly, since JavaScript and spreadsheets read ids as such.
+_LARGEST_ID = 2**53 - 1
 
 
-def index_captions(path: str) -> COCO:
-    """pycocotools' index of a checked file.
+@dataclass(frozen=True)
+class Columns:
+    """Where a table (CSV, TSV, JSONL) keeps what.
 
-    Raises:
-      InvalidInput: missing, not JSON, not COCO captions, without annotations, or with an id or
-        file name twice.
+    Attributes:
+      image: column of the image's file name.
+      caption: column of the caption.
+      image_id: column of the image's id; None is `image_id` where a table has that.
     """
-    coco = COCO()
-    coco.dataset = _check_captions(read_json(path, "COCO captions JSON"), path)
-    # It reports its progress on stdout, where results belong.
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
-    return coco
+
+    image: str = "image"
+    caption: str = "caption"
+    image_id: str | None = None
 
 
-def read_json(path: str, expected: str) -> Any:
-    """The JSON in a file that a user named; InvalidInput says what was expected of it."""
+class AnnotatedImage(NamedTuple):
+    """One image of an annotation file.
+
+    Attributes:
+      name: file name as the source has it.
+      image_id: id in the source, or `id_of_name`.
+      captions: (annotation id, caption) in the file's order; a caption may be any JSON value.
+      path: where the file lies below the directory of the images, if not at `name`.
+      split: the split that the file puts it in, if it does.
+    """
+
+    name: str
+    image_id: int
+    captions: list[tuple[int, object]]
+    path: str = ""
+    split: str | None = None
+
+
+class Annotations(NamedTuple):
+    """What an annotation file holds.
+
+    Attributes:
+      images: in the file's order.
+      orphans: (annotation id, image id) of annotations whose image the file does not have.
+    """
+
+    images: list[AnnotatedImage]
+    orphans: list[tuple[int, int]]
+
+
+Reader = Callable[[str, Columns], Annotations]
+"""Reads one annotation file; raises InvalidInput that names file and place."""
+
+
+def id_of_name(name: str) -> int:
+    """A positive id below 2**53 from the SHA-256 of an image's name; the same in every run."""
+    digest = hashlib.sha256(name.encode()).digest()
+    return int.from_bytes(digest[:8], "big") % _LARGEST_ID + 1
+
+
+@contextmanager
+def open_text(path: str, expected: str, newline: str = "\n") -> Iterator[TextIO]:
+    """Open a UTF-8 file of any Beam filesystem; InvalidInput says what was expected of it."""
     try:
-        return json.loads(storage.read_bytes(path))
+        with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+            yield io.TextIOWrapper(file, encoding="utf-8-sig", newline=newline)
+    except UnicodeDecodeError as error:
+        line = _line_of_bad_text(path)
+        raise InvalidInput(
+            f"{path}, line {line}: no UTF-8 text ({error.reason}); save it as UTF-8"
+        ) from error
     except OSError as error:
         raise InvalidInput(f"{path}: cannot be read ({error}), expected {expected}") from error
-    # Brackets nested by the thousand end the parser with the second.
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(
-            f"{path}: invalid JSON ({error}), expected {expected}; download it again"
-        ) from error
 
 
-def _check_captions(content: Any, path: str) -> dict[str, Any]:
-    for name in ("images", "annotations"):
-        if not isinstance(content, dict) or not isinstance(content.get(name), list):
-            raise InvalidInput(
-                f"{path}: no list {name!r}, expected COCO captions JSON such as "
-                "captions_train2017.json"
-            )
-    if not content["annotations"]:
-        raise InvalidInput(f"{path}: the list of annotations is empty, expected captions")
-    for name, kinds in _FIELDS.items():
-        for position, entry in enumerate(content[name]):
-            for field, kind in kinds.items():
-                _check_field(entry, field, kind, f"{path}: {name}[{position}]")
-        check_unique((entry["id"] for entry in content[name]), f"{path}: {name}: id")
-    check_unique((image["file_name"] for image in content["images"]), f"{path}: file_name")
-    if not any("caption" in annotation for annotation in content["annotations"]):
-        raise InvalidInput(
-            f"{path}: no annotation has a caption, expected COCO captions JSON; instances_*.json "
-            "and person_keypoints_*.json hold none"
-        )
-    return dict(content)
+def _line_of_bad_text(path: str) -> int:
+    """Decoding runs ahead of the lines, so only the bytes tell."""
+    data = storage.read_bytes(path)
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return data.count(b"\n", 0, error.start) + 1
+    return 1
 
 
-def _check_field(entry: Any, field: str, kind: type, where: str) -> None:
+def shallow(caption: object) -> object:
+    """A caption that is safe to write again: of what is no sentence only the type is told."""
+    return type(caption)() if isinstance(caption, list | dict) else caption
+
+
+def check_field(entry: Any, field: str, kind: type, where: str) -> None:
+    """Raise InvalidInput unless a field is a 64-bit integer, or text that UTF-8 can hold."""
     value: Any = entry.get(field) if isinstance(entry, dict) else None
     # bool is an int to Python, and a record stores ids in 64 bits.
-    valid = type(value) is kind and (value in _INT64 if kind is int else is_unicode(str(value)))
+    valid = type(value) is kind and (value in INT64 if kind is int else is_unicode(str(value)))
     if not valid or value == "":
         expected = "an integer" if kind is int else "a file name"
         raise InvalidInput(f"{where}: {field} is {value!a}, expected {expected}")
@@ -85,7 +119,11 @@ def _check_field(entry: Any, field: str, kind: type, where: str) -> None:
 
 def check_unique(values: Iterable[Any], what: str) -> None:
     """Raise InvalidInput naming the first value that is there twice."""
-    if twice := sorted(value for value, count in Counter(values).items() if count > 1):
+    seen: set[Any] = set()
+    again: set[Any] = set()
+    for value in values:
+        (again if value in seen else seen).add(value)
+    if twice := sorted(again):
         more = f" and {len(twice) - 1} more" if len(twice) > 1 else ""
         raise InvalidInput(f"{what} {twice[0]!r}{more} twice, expected each once")
 

@@ -1,32 +1,40 @@
-"""COCO captions JSON → images with their captions, by split.
+"""Annotation files and images of all sources → images with their captions, by split.
 
-Ids and file names stay those of the source (2014 and 2017 layouts).
+Ids and file names stay those of the source (pipelines/annotation_formats lists the formats).
 """
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-
-from pycocotools.coco import COCO
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from model.errors import InvalidInput, ItemFailure, Reason
 from model.vocabulary import tokenise
-from pipelines import storage
-from pipelines.annotations import check_unique, index_captions, is_unicode, read_json
+from pipelines.annotation_formats import read_annotations
+from pipelines.annotations import AnnotatedImage, Annotations, Columns, is_unicode
+from pipelines.image_files import MISSING, TAR
 from pipelines.jobs import Item
-
-_NAME = re.compile(r"\w+")
-_SPLIT = re.compile(r"(?P<name>\w+)=(?:(?P<json>.+?\.json)|(?P<any>.+?)):(?!//)(?P<images>.+)")
+from pipelines.karpathy import RESTVAL, TRAIN, Assignment, read_karpathy
+from pipelines.source_flags import Source, SplitList
+from pipelines.splits import Part, SplitLists, check_disjoint, check_keys
+from pipelines.tar_images import Member, index_tars, is_tar, locate
 
 
 @dataclass(frozen=True)
-class Source:
-    """One `--split`: its name, the annotation file, and the prefix of its images' paths."""
+class Selection:
+    """Which images of the sources go where.
 
-    split: str
-    annotations: str
-    images: str
+    Attributes:
+      karpathy: dataset_*.json whose splits replace those of sources that name one.
+      join_restval: whether Karpathy's `restval` becomes part of `train`.
+      lists: files that name the images of a split; the others of its sources are left out.
+      columns: where tables keep what.
+    """
+
+    karpathy: str | None = None
+    join_restval: bool = False
+    lists: tuple[SplitList, ...] = ()
+    columns: Columns = field(default_factory=Columns)
 
 
 @dataclass(frozen=True)
@@ -35,46 +43,21 @@ class Inputs:
 
     Attributes:
       splits: items by split: key (the file name), source (the path), image_id, and captions
-        as [annotation id, caption] in the file's order; a caption may be any JSON value, a list
-        or object stands empty.
-      uncaptioned: images without annotations.
-      unassigned: images that Karpathy's file does not name.
+        as (annotation id, caption) in the file's order; a caption may be any JSON value, a list
+        or object stands empty. An image in a tar has where it is (pipelines/image_files).
+      images: images of all annotation files; one that two sources have counts twice.
+      skipped: of these, those without annotations, unnamed by Karpathy, or not in their list.
       captions: annotations in all, whatever became of them.
-      unassigned_captions: annotations of unassigned images.
+      skipped_captions: annotations of skipped images.
       orphans: failure rows of annotations whose image is not in the file.
     """
 
     splits: Mapping[str, list[Item]]
-    uncaptioned: int
-    unassigned: int
+    images: int
+    skipped: int
     captions: int
-    unassigned_captions: int
+    skipped_captions: int
     orphans: tuple[dict[str, str], ...]
-
-    @property
-    def images(self) -> int:
-        """Images of all annotation files."""
-        return sum(map(len, self.splits.values())) + self.uncaptioned + self.unassigned
-
-
-def parse_source(text: str) -> Source:
-    """Read `NAME=ANNOTATIONS.json:IMAGES`; either path may be a URL such as gs://bucket/x.
-
-    Raises:
-      InvalidInput: not of that form.
-    """
-    match = _SPLIT.fullmatch(text)
-    if match is None:
-        raise InvalidInput(
-            f"--split {text}, expected NAME=ANNOTATIONS.json:IMAGES with a NAME of letters, "
-            "digits and _, for example train=captions_train2017.json:train2017"
-        )
-    annotations = match["json"] or match["any"]
-    return Source(
-        match["name"],
-        storage.absolute_path(annotations),
-        storage.absolute_path(match["images"]).rstrip("/"),
-    )
 
 
 def words_of(annotation_id: int, caption: object) -> list[str]:
@@ -96,126 +79,136 @@ def words_of(annotation_id: int, caption: object) -> list[str]:
     )
 
 
-def read_inputs(sources: Sequence[Source], karpathy: str | None = None, stage: str = "") -> Inputs:
+def read_inputs(
+    sources: Sequence[Source], selection: Selection | None = None, stage: str = ""
+) -> Inputs:
     """Read and check annotation files.
 
     Args:
-      sources: one a split.
-      karpathy: Karpathy's dataset_*.json, whose splits then replace those of `sources`.
+      sources: annotation files and where their images are.
+      selection: which of the images go where.
       stage: what failure rows call this stage.
 
     Raises:
-      InvalidInput: a file that is missing or not COCO captions, an id or file name twice, or
+      InvalidInput: a file that is missing or none of annotations, an id or file name twice, or
         an image in two splits.
     """
-    assignment = None if karpathy is None else _Karpathy(karpathy)
-    splits: dict[str, list[Item]] = {}
-    counts: Counter[str] = Counter()
-    orphans: list[dict[str, str]] = []
+    selection = selection or Selection()
+    reading = _Reading(selection, stage)
     for source in sources:
-        coco = index_captions(source.annotations)
-        counts["captions"] += len(coco.anns)
-        orphans += _orphans(coco, source, stage)
-        for item in _items(coco, source):
-            captions = len(item["captions"])
-            split = source.split if assignment is None else assignment.split_of(item)
-            if split is None:
-                counts["unassigned"] += 1
-                counts["unassigned_captions"] += captions
-            elif not captions:
-                counts["uncaptioned"] += 1
-            else:
-                splits.setdefault(split, []).append(item)
-    _check_splits(splits, (source.split for source in sources if assignment is None), karpathy)
+        reading.read(source)
+    reading.lists.check_found()
+    _check_filled(reading.parts, sources, selection.karpathy)
+    check_keys(reading.parts)
+    _find_in_tars(reading.parts)
+    check_disjoint(reading.parts)
+    splits: dict[str, list[Item]] = {}
+    for part in reading.parts:
+        splits.setdefault(part.split, []).extend(part.items)
+    counts = reading.counts
     return Inputs(
         splits,
-        counts["uncaptioned"],
-        counts["unassigned"],
+        counts["images"],
+        counts["skipped"],
         counts["captions"],
-        counts["unassigned_captions"],
-        tuple(orphans),
+        counts["skipped_captions"],
+        tuple(reading.orphans),
     )
 
 
-class _Karpathy:
-    """Karpathy's splits: by COCO id where the file gives one, else by file name."""
+class _Reading:
+    """Reads one source after the other into parts, and counts what is left out."""
 
-    def __init__(self, path: str) -> None:
-        content = read_json(path, "Karpathy's dataset JSON")
-        images = content.get("images") if isinstance(content, dict) else None
-        if not isinstance(images, list) or not images:
-            raise InvalidInput(f"{path}: no list of images, expected Karpathy's dataset JSON")
-        self._by_id: dict[int, str] = {}
-        self._by_name: dict[str, str] = {}
-        for position, image in enumerate(images):
-            fields = image if isinstance(image, dict) else {}
-            name, split = fields.get("filename"), fields.get("split")
-            if not (isinstance(name, str) and isinstance(split, str) and _NAME.fullmatch(split)):
-                raise InvalidInput(
-                    f"{path}: images[{position}] without filename or split, expected Karpathy's "
-                    "dataset JSON"
-                )
-            if self._by_name.setdefault(name, split) != split:
-                raise InvalidInput(f"{path}: {name} in two splits, expected each image in one")
-            if isinstance(fields.get("cocoid"), int):
-                self._by_id[fields["cocoid"]] = split
+    def __init__(self, selection: Selection, stage: str) -> None:
+        self.lists = SplitLists(selection.lists)
+        self.parts: list[Part] = []
+        self.orphans: list[dict[str, str]] = []
+        self.counts: Counter[str] = Counter()
+        self._selection, self._stage = selection, stage
+        karpathy = selection.karpathy
+        self._assignment = None if karpathy is None else Assignment(karpathy)
 
-    def split_of(self, item: Item) -> str | None:
-        """The split of an image, or None when the file does not name it."""
-        # Ids of other data sets mean nothing here, so names decide where no COCO ids are given.
-        if self._by_id:
-            return self._by_id.get(item["image_id"])
-        return self._by_name.get(item["key"].rpartition("/")[2])
+    def read(self, source: Source) -> None:
+        """Add the parts of one source."""
+        if source.split is None:
+            annotations = read_karpathy(source.annotations)
+        else:
+            annotations = read_annotations(source.annotations, self._selection.columns)
+        self._add_orphans(source, annotations)
+        parts: dict[str, Part] = {}
+        for image in annotations.images:
+            captions = len(image.captions)
+            self.counts.update(images=1, captions=captions)
+            split = self._split_of(source, image)
+            if split is None or not captions or not self.lists.keeps(split, image.name):
+                self.counts.update(skipped=1, skipped_captions=captions)
+            else:
+                part = parts.setdefault(split, Part(split, source, []))
+                part.items.append(_item(source, image))
+        self.parts += parts.values()
 
+    def _split_of(self, source: Source, image: AnnotatedImage) -> str | None:
+        split = source.split
+        if split is None:
+            split = image.split
+        elif self._assignment is not None:
+            split = self._assignment.split_of(image)
+        return TRAIN if split == RESTVAL and self._selection.join_restval else split
 
-def _items(coco: COCO, source: Source) -> Iterator[Item]:
-    for image_id, image in coco.imgs.items():
-        yield {
-            "key": image["file_name"],
-            "source": f"{source.images}/{image['file_name']}",
-            "image_id": image_id,
-            "captions": [
-                [annotation["id"], _shallow(annotation.get("caption"))]
-                for annotation in coco.imgToAnns.get(image_id, ())
-            ],
-        }
-
-
-def _shallow(caption: object) -> object:
-    # Only the type of what is no sentence is told; what nests deeply cannot be written again.
-    return type(caption)() if isinstance(caption, list | dict) else caption
-
-
-def _orphans(coco: COCO, source: Source, stage: str) -> Iterator[dict[str, str]]:
-    for annotation in coco.anns.values():
-        if annotation["image_id"] not in coco.imgs:
-            yield {
-                "key": f"annotation {annotation['id']}",
+    def _add_orphans(self, source: Source, annotations: Annotations) -> None:
+        self.counts["captions"] += len(annotations.orphans)
+        self.orphans += (
+            {
+                "key": f"annotation {annotation_id}",
                 "source": source.annotations,
-                "stage": stage,
+                "stage": self._stage,
                 "reason": str(Reason.UNKNOWN_IMAGE),
-                "message": f"image_id {annotation['image_id']}, expected one of the file's images",
+                "message": f"image_id {image_id}, expected one of the file's images",
             }
+            for annotation_id, image_id in annotations.orphans
+        )
 
 
-def _check_splits(
-    splits: Mapping[str, list[Item]], expected: Iterable[str], karpathy: str | None
-) -> None:
-    if karpathy is not None and not splits:
+def _item(source: Source, image: AnnotatedImage) -> dict[str, Any]:
+    return {
+        "key": image.name,
+        "source": f"{source.images}/{image.path or image.name}",
+        "image_id": image.image_id,
+        "captions": image.captions,
+    }
+
+
+def _check_filled(parts: Sequence[Part], sources: Sequence[Source], karpathy: str | None) -> None:
+    """Raise InvalidInput when a source or a split that was asked for came to nothing."""
+    named = [part for part in parts if part.source.split is not None]
+    if karpathy is not None and not named:
         raise InvalidInput(f"{karpathy}: names none of the images of the annotation files")
-    for split in expected:
-        if split not in splits:
-            raise InvalidInput(f"split {split} has no image with captions, expected at least one")
-    seen: dict[tuple[str, object], str] = {}
-    for split, items in splits.items():
-        for what in ("key", "image_id"):
-            check_unique((item[what] for item in items), f"split {split}: {what}")
-        for item in items:
-            # The same file, or the same image of the source in a copy of its folder.
-            for identity in (("file", item["source"]), (item["key"], item["image_id"])):
-                if (other := seen.setdefault(identity, split)) != split:
-                    raise InvalidInput(
-                        f"image {item['image_id']} ({item['key']}) is in splits {other} and "
-                        f"{split}, expected each image in one; a captioner must not be scored on "
-                        "what it learned from"
-                    )
+    for source in sources:
+        if source.split is None and all(part.source != source for part in parts):
+            raise InvalidInput(
+                f"{source.annotations}: no image has captions, expected at least one"
+            )
+        if source.split and karpathy is None and all(part.split != source.split for part in parts):
+            raise InvalidInput(
+                f"split {source.split} has no image with captions, expected at least one"
+            )
+
+
+def _find_in_tars(parts: Sequence[Part]) -> None:
+    """Say in each item where in which tar its image is; the headers of a tar are read once."""
+    by_images: dict[str, list[Part]] = {}
+    for part in parts:
+        if is_tar(part.source.images):
+            by_images.setdefault(part.source.images, []).append(part)
+    for images, group in by_images.items():
+        paths = [
+            [item["source"].removeprefix(f"{images}/") for item in part.items] for part in group
+        ]
+        index = index_tars(images, {path for names in paths for path in names})
+        for part, names in zip(group, paths, strict=True):
+            for item, found in zip(part.items, locate(images, index, names), strict=True):
+                if isinstance(found, Member):
+                    item["source"] = found.source
+                    item[TAR] = [found.tar, found.offset, found.size]
+                else:
+                    item[MISSING] = found

@@ -17,7 +17,7 @@ from model.image_bytes import canonicalise
 from model.preprocessing import Prepared, prepare
 from model.vocabulary import Vocabulary
 from pipelines import coco, storage
-from pipelines.image_files import read_image_file
+from pipelines.image_files import read_item
 from pipelines.jobs import Item
 from pipelines.read_ahead import batches, read_ahead
 from pipelines.sink import Sink
@@ -192,7 +192,7 @@ class _Records:
 
 def _load(item: Item, preparer: Callable[[tf.Tensor], Prepared]) -> Prepared:
     """Read, validate, decode and normalise one image; a Prepared of arrays."""
-    data = read_image_file(item["source"])
+    data = read_item(item)
     # A JPEG's pixels are read once, by TensorFlow: both refuse the same files (a test compares).
     canonical = canonicalise(data, read_pixels=False)
     try:

@@ -1,11 +1,31 @@
-"""Reads one image file of any Beam filesystem; whatever goes wrong is that image's failure."""
+"""Reads one image of any Beam filesystem; whatever goes wrong is that image's failure."""
 
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from model.errors import ItemFailure, Reason
 from model.image_bytes import Limits
 from pipelines import storage
+from pipelines.jobs import Item
+from pipelines.tar_images import read_member
+
+# Fields of an item whose image is in a tar file: [path, offset, size], or why it is in none.
+TAR, MISSING = "tar", "missing"
+
+
+def read_item(item: Item) -> bytes:
+    """The bytes of an item's image, from a file or a tar; over the cap one byte more than that.
+
+    Raises:
+      ItemFailure: MISSING_FILE, UNREADABLE or TRUNCATED.
+    """
+    if MISSING in item:
+        raise ItemFailure(Reason.MISSING_FILE, item[MISSING])
+    if TAR not in item:
+        return read_image_file(item["source"])
+    path, offset, size = item[TAR]
+    return _read(path, lambda: read_member(path, offset, size, Limits().max_bytes + 1))
 
 
 def read_image_file(path: str) -> bytes:
@@ -14,12 +34,16 @@ def read_image_file(path: str) -> bytes:
     Raises:
       ItemFailure: MISSING_FILE or UNREADABLE.
     """
+    # The byte over the cap tells canonicalise; the rest of a huge file stays unread.
+    return _read(path, lambda: storage.read_bytes(path, Limits().max_bytes + 1))
+
+
+def _read(path: str, read: Callable[[], bytes]) -> bytes:
     try:
         if _is_pipe(path):
             # Opening it would wait for ever.
             raise ItemFailure(Reason.UNREADABLE, "a pipe, expected a file")
-        # The byte over the cap tells canonicalise; the rest of a huge file stays unread.
-        return storage.read_bytes(path, Limits().max_bytes + 1)
+        return read()
     except ItemFailure:
         raise
     # Each filesystem's client raises errors of its own.

@@ -83,7 +83,8 @@ class Plan:
         values = {name: left.pop(name) for name in own}
         values["grid_shape"] = tuple(values["grid_shape"])
         plan = cls(encoder=encoder, choices=left, **values)
-        if plan.max_words < 1 or plan.min_word_count < 1:
+        least = 1 if plan.min_word_count is None else plan.min_word_count
+        if min(plan.max_words, least) < 1:
             raise ValueError("max_words and min_word_count, expected at least 1")
         return plan
 
@@ -93,9 +94,16 @@ class Plan:
         return int(self.choices["max_words"])
 
     @property
-    def min_word_count(self) -> int:
-        """A word seen less often in train becomes <unk>."""
-        return int(self.choices["min_word_count"])
+    def min_word_count(self) -> int | None:
+        """A word seen less often in train becomes <unk>; None of a vocabulary that was given."""
+        count = self.choices["min_word_count"]
+        return None if count is None else int(count)
+
+    @property
+    def vocabulary(self) -> str | None:
+        """Digest of a vocabulary that was given; None of one that is counted."""
+        digest = self.choices["vocabulary"]
+        return None if digest is None else str(digest)
 
     @property
     def compression(self) -> str:

@@ -1,4 +1,10 @@
-"""Turn COCO captions and photographs into TFRecords of ResNet50 grids and tokens.
+"""Turn captions and photographs into TFRecords of ResNet50 grids and tokens.
+
+A source is a file of captions and the place of its images, --split NAME=FILE:IMAGES; sources
+of one NAME join. FILE is COCO captions JSON, a token file of Flickr8k or Flickr30k, a CSV or
+TSV with the columns image, caption and, where there is one, image_id, or JSONL with such
+fields. Karpathy's JSON, --karpathy FILE:IMAGES, brings its own splits. IMAGES is a directory, a
+bucket prefix, or a plain .tar file or a glob of them. No image may be in two splits.
 
 Started again with the same flags, it goes on where it stopped. Beam's own flags may follow,
 such as --direct_running_mode=multi_processing --direct_num_workers=2 or
@@ -18,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.errors import InvalidInput
 from model.startup import import_tensorflow
+from pipelines import source_arguments
 from pipelines.balance import check_failure_rate, equation
 
 if TYPE_CHECKING:
@@ -51,19 +58,8 @@ _WITH_CHECK = {"check", "repair", "max_failure_rate", "beam_args"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare this command's flags."""
-    parser.add_argument(
-        "--split",
-        action="append",
-        metavar="NAME=ANN.json:IMAGES",
-        help="a split: COCO captions JSON, and the directory or bucket prefix of its images; "
-        "repeat it for each split, one of them named train",
-    )
+    source_arguments.add(parser)
     parser.add_argument("--output", metavar="RECORDS", help="directory or bucket")
-    parser.add_argument(
-        "--karpathy",
-        metavar="FILE",
-        help="dataset_coco.json: put all images in its splits train, restval, val and test",
-    )
     for name, (kind, text) in _OPTIONS.items():
         parser.add_argument(f"--{name}", type=kind, help=text)
     parser.add_argument(
@@ -89,11 +85,8 @@ def run(args: argparse.Namespace) -> int:
     """Preprocess, then report; 1 when too many images failed. Or check what was made."""
     if args.check is not None or args.repair:
         return _check(args)
-    if not args.split or not args.output:
-        raise InvalidInput(
-            f"no {'--output' if args.split else '--split'}, expected --split "
-            "NAME=ANN.json:IMAGES and --output RECORDS, or --check RECORDS"
-        )
+    if not args.output:
+        raise InvalidInput("no --output, expected --output RECORDS, or --check RECORDS")
     if not 0 <= args.max_failure_rate <= 1:
         raise InvalidInput(f"max_failure_rate {args.max_failure_rate}, expected 0 to 1")
     # Beam and TensorFlow take seconds to import, so that help and wrong flags come first.
@@ -113,7 +106,7 @@ def _check(args: argparse.Namespace) -> int:
     others = {*vars(args)} - _WITH_CHECK
     if args.check is None:
         raise InvalidInput("--repair, expected --check RECORDS with it")
-    if given := [name for name in others if getattr(args, name) not in (None, False)]:
+    if given := [name for name in others if getattr(args, name) not in (None, False, [])]:
         raise InvalidInput(
             f"--check and --{min(given)}, expected --check RECORDS alone or with --repair"
         )
@@ -132,18 +125,19 @@ def _check(args: argparse.Namespace) -> int:
 def _settings(args: argparse.Namespace) -> "PreprocessSettings":
     from model.encoder import EncoderSettings
     from model.runtimes import resolve
-    from pipelines.coco import parse_source
     from pipelines.records_job import PreprocessSettings
     from pipelines.storage import absolute_path
 
+    sources, selection = source_arguments.read_sources(args)
     encoder = _given(args, weights="encoder_weights", image_size="", grid_size="", aspect="")
     asked = _given(args, runtime="encoder_runtime", precision="encoder_precision")
     return PreprocessSettings(
-        sources=tuple(map(parse_source, args.split)),
+        sources=sources,
         output=absolute_path(args.output),
-        karpathy=args.karpathy,
+        selection=selection,
         encoder=EncoderSettings(**{**encoder, **resolve(**asked)}),
         flip_copies=args.flip_copies,
+        vocabulary=source_arguments.read_vocabulary(args),
         **_given(args, **dict.fromkeys(_FIELDS, "")),
     )
 

@@ -6,18 +6,19 @@ shards     = specs | read, encode, write | publish manifest (pipelines/shards)
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from typing import Any
 
 from apache_beam.utils.shared import Shared
 
 from model import records
 from model.encoder import Encoder, EncoderSettings
 from model.errors import InvalidInput
+from model.vocabulary import Vocabulary
 from pipelines import storage
-from pipelines.coco import Inputs, Source, read_inputs
+from pipelines.coco import Inputs, Selection, read_inputs
 from pipelines.features import FLIP, READ_THREADS, Features, GridEncoder
 from pipelines.jobs import WORK_DIR, Item, Job, assign, plan_job
 from pipelines.plan import (
@@ -31,11 +32,13 @@ from pipelines.plan import (
 )
 from pipelines.publication import Publication, is_complete
 from pipelines.shards import check_beam_args, run_job
+from pipelines.source_flags import Source
+from pipelines.tar_images import is_tar
 from pipelines.word_counts import write_vocabulary
 
 SHARD_SIZE = 512
 # The other settings decide bytes, so they are in the plan.
-_NO_CHOICES = ("sources", "output", "karpathy", "encoder", "read_threads")
+_NO_CHOICES = ("sources", "output", "selection", "encoder", "read_threads")
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,9 @@ class PreprocessSettings:
     """What to preprocess, and how.
 
     Attributes:
-      sources: annotation files and image prefixes, one a split.
+      sources: annotation files and where their images are; those of one split join.
       output: RECORDS, on any Beam filesystem.
-      karpathy: dataset_*.json whose splits replace those of `sources`.
+      selection: which of the images go where.
       encoder: weights, image and grid size.
       shard_size: images of a shard, about.
       min_word_count: a word seen less often becomes <unk>.
@@ -53,11 +56,12 @@ class PreprocessSettings:
       compression: how records keep their grids: one of model.records.COMPRESSIONS.
       flip_copies: add the mirror image of every training image as a record of its own.
       read_threads: images that a worker reads and decodes at once.
+      vocabulary: used instead of counting words; `min_word_count` then means nothing.
     """
 
     sources: tuple[Source, ...]
     output: str
-    karpathy: str | None = None
+    selection: Selection = field(default_factory=Selection)
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
     shard_size: int = SHARD_SIZE
     min_word_count: int = 5
@@ -65,6 +69,7 @@ class PreprocessSettings:
     compression: str = records.NO_COMPRESSION
     flip_copies: bool = False
     read_threads: int = READ_THREADS
+    vocabulary: Vocabulary | None = None
 
     def __post_init__(self) -> None:
         if self.compression not in records.COMPRESSIONS:
@@ -75,13 +80,11 @@ class PreprocessSettings:
         for name in ("shard_size", "min_word_count", "max_words", "read_threads"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name} {getattr(self, name)}, expected at least 1")
-        counts = Counter(source.split for source in self.sources)
-        if twice := [split for split, count in counts.items() if count > 1]:
-            raise InvalidInput(f"split {twice[0]} is named twice, expected each once")
         for source in self.sources:
             storage.check_filesystem(source.annotations, "annotations")
             storage.check_filesystem(source.images, "images")
-            if "://" not in source.images and not storage.exists(source.images):
+            elsewhere = is_tar(source.images) or "://" in source.images
+            if not elsewhere and not storage.exists(source.images):
                 raise InvalidInput(
                     f"images {source.images}: no such directory, expected the photographs of "
                     f"{source.annotations}"
@@ -113,7 +116,7 @@ def preprocess(
       InvalidInput: unusable annotations or encoder, or another job's output directory.
     """
     check_beam_args(beam_args)
-    inputs = read_inputs(settings.sources, settings.karpathy, STAGE)
+    inputs = read_inputs(settings.sources, settings.selection, STAGE)
     if TRAIN_SPLIT not in inputs.splits:
         raise InvalidInput(
             f"splits {sorted(inputs.splits)}, expected one named {TRAIN_SPLIT}: the vocabulary "
@@ -131,9 +134,14 @@ def preprocess(
     orphans = b"".join(map(storage.json_line, inputs.orphans))
     plan = _make_plan(settings, inputs, shards, encoder, orphans)
     job = _plan_job(settings.output, plan, shards)
+    # From here on the specs hold the items; a kilobyte or two each need not stay for hours.
+    inputs = replace(inputs, splits={})
+    shards.clear()
     storage.write_bytes(job.path(ORPHANS), orphans)
     if is_complete(job):
         return Outcome(read_manifest(job), was_complete=True)
+    if settings.vocabulary is not None:
+        storage.write_bytes(job.path(VOCABULARY), settings.vocabulary.to_json().encode())
     carry_out(job, plan, make_encoder, shared, beam_args, settings.read_threads)
     return Outcome(read_manifest(job), was_complete=False)
 
@@ -158,6 +166,11 @@ def carry_out(
     """
     vocabulary = job.path(VOCABULARY)
     if not storage.exists(vocabulary):
+        if plan.min_word_count is None:
+            raise InvalidInput(
+                f"{vocabulary} is lost, which was given with --vocabulary; repeat the command of "
+                "the first run"
+            )
         training = set(plan.shard_names(TRAIN_SPLIT))
         specs = [spec.path for spec in job.specs if spec.name in training]
         write_vocabulary(specs, vocabulary, plan.min_word_count, beam_args)
@@ -190,19 +203,29 @@ def _make_plan(
         encoder_digest=encoder.digest,
         grid_shape=encoder.grid_shape,
         fingerprint=current_fingerprint(settings.encoder),
-        choices={
-            each.name: getattr(settings, each.name)
-            for each in fields(settings)
-            if each.name not in _NO_CHOICES
-        },
+        choices=_choices(settings),
         shards={split: len(parts) for split, parts in shards.items()},
         images=inputs.images,
-        skipped_images=inputs.uncaptioned + inputs.unassigned,
+        skipped_images=inputs.skipped,
         captions=inputs.captions,
-        skipped_captions=inputs.unassigned_captions,
+        skipped_captions=inputs.skipped_captions,
         orphans=len(inputs.orphans),
         orphans_digest=hashlib.sha256(orphans).hexdigest(),
     )
+
+
+def _choices(settings: PreprocessSettings) -> dict[str, Any]:
+    """The settings that decide bytes, as JSON."""
+    values = {
+        each.name: getattr(settings, each.name)
+        for each in fields(settings)
+        if each.name not in _NO_CHOICES
+    }
+    given = values.pop("vocabulary")
+    # First, so that a resume with another vocabulary hears of that.
+    if given is None:
+        return {"vocabulary": None, **values}
+    return {"vocabulary": given.digest, **values, "min_word_count": None}
 
 
 def _plan_job(output: str, plan: Plan, shards: Mapping[str, Sequence[Sequence[Item]]]) -> Job:

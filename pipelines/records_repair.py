@@ -11,6 +11,7 @@ from apache_beam.utils.shared import Shared
 from model import records
 from model.encoder import Encoder
 from model.errors import InvalidInput
+from model.vocabulary import Vocabulary
 from pipelines import storage
 from pipelines.contents import JOB_FILE
 from pipelines.features import GridEncoder
@@ -63,7 +64,7 @@ def repair_records(
     for shard in report.damaged:
         storage.delete_matching(job.done_path(shard.name))
     if _has_fault(report, VOCABULARY):
-        storage.delete_matching(job.path(VOCABULARY))
+        _renew_vocabulary(job, plan)
     storage.delete_matching(job.path(records.MANIFEST_FILE))
     carry_out(job, plan, make_encoder, shared, beam_args)
     manifest = read_manifest(job)
@@ -87,6 +88,22 @@ def _check_plan(report: Report) -> Plan:
     if _has_fault(report, ORPHANS):
         _restore_orphans(contents.job, contents.plan)
     return contents.plan
+
+
+def _renew_vocabulary(job: Job, plan: Plan) -> None:
+    """Have it counted again, or take the published copy of one that was given."""
+    if plan.vocabulary is None:
+        storage.delete_matching(job.path(VOCABULARY))
+        return
+    published = job.path(records.VOCABULARY_FILE)
+    try:
+        text = storage.read_bytes(published).decode()
+        vocabulary = Vocabulary.from_json(text, published)
+    except (OSError, UnicodeDecodeError, InvalidInput):
+        vocabulary = None
+    if vocabulary is None or vocabulary.digest != plan.vocabulary:
+        raise InvalidInput(f"{job.path(VOCABULARY)} {_again(job.output)}")
+    storage.write_bytes(job.path(VOCABULARY), vocabulary.to_json().encode())
 
 
 def _restore_orphans(job: Job, plan: Plan) -> None:

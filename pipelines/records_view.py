@@ -118,10 +118,12 @@ def print_summary(view: RecordsView) -> None:
     name = encoder.pop("name")
     print(f"encoder: {', '.join([name, *(f'{key} {encoder[key]}' for key in sorted(encoder))])}")
     print(f"preprocessing: fingerprint {manifest.fingerprint[:_SHORT]}")
+    least = manifest.vocabulary["min_word_count"]
+    seen = "as given with --vocabulary" if least is None else f"seen at least {least} times"
     frequent = [word for word in view.vocabulary.words if word not in SPECIALS]
     print(
         f"vocabulary: {len(view.vocabulary)} words, {len(SPECIALS)} of them special, the others "
-        f"seen at least {manifest.vocabulary['min_word_count']} times; most often "
+        f"{seen}; most often "
         f"{', '.join(frequent[:_FREQUENT_WORDS])}"
     )
     print(f"words a caption: {_lengths(view)}")

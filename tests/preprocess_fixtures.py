@@ -13,8 +13,8 @@ import tensorflow as tf
 from PIL import Image
 
 from model.encoder import EncoderSettings
-from pipelines.coco import Source
 from pipelines.records_job import PreprocessSettings
+from pipelines.source_flags import Source
 
 IMAGE_SIZE = 32
 SENTENCES = ("a red dog", "a small red dog runs", "the dog sees a red ball", "one ball", "red red")

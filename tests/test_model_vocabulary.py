@@ -2,24 +2,26 @@
 
 import json
 import pickle
+import random
+import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 from model.errors import InvalidInput
-from model.vocabulary import (
+from model.tokeniser import (
     CLITIC_PATTERN,
     CLITIC_REPLACEMENT,
-    SPECIALS,
-    Vocabulary,
     detokenise,
     ptb_tokens,
     tokenise,
 )
+from model.vocabulary import SPECIALS, Vocabulary
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="no `java` on the PATH")
@@ -58,6 +60,15 @@ HARD = [
     "sitting on a bench.The dog a!b ?! !!",
     "café naïve jalapeño ½ £5",
     "'Tis 'twas the 's dog s' '",
+    # Lower-casing beyond ASCII, scripts, and marks that no letter is composed with.
+    "CAFÉ NAÏVE ÅNGSTRÖM Straßenschild ΟΔΟΣ МОСКВА İstanbul'da ﬁsh Route66 iPhone6s",
+    "हिन्दी में कुत्ता กำลัง 一只狗 在 草地 犬が走る。 n̈ot naïve-looking café.The",
+    # Digits.
+    "3.5 km, 1,234.56 of 1,000,000 at 12:45pm 10am - 4pm, 1st 2nd, No.5 and no. 7, 5/6 5-6 3x4",
+    "-5 degrees, 20°C, #42, ３ dogs, ٣ dogs, 20 m² and x³, 25¢ €20 £5, 10A.M., B12, the 1990s",
+    # What the reference cannot read leaves nothing.
+    "a dog \U0001f600 smiles \U0001f44d\U0001f3fd \U0001f1eb\U0001f1f7 I ❤\ufe0f ★",
+    "a\u200bdog a\u00a0cat co\u00adoperate \U0001f468\u200d\U0001f467 end",
 ]
 
 
@@ -85,6 +96,12 @@ def test_tokens_are_those_of_the_reference_on_hard_captions() -> None:
         (".", ""),
         ("cafe\u0301", "caf\u00e9"),
         ("half a pair \ud83d here", "half a pair here"),
+        ("CAFÉ ΟΔΟΣ İstanbul", "café οδος i\u0307stanbul"),
+        ("हिन्दी में कुत्ता", "हिन्दी में कुत्ता"),
+        ("n\u0308ot q\u0323y", "n\u0308ot q\u0323y"),
+        ("3.5 km, 1,000 at 12:45pm, B12 & 20 m²", "3.5 km 1,000 at 12:45 pm b12 & 20 m ²"),
+        ("a dog \U0001f600 I ❤\ufe0f NY", "a dog i ❤ ny"),
+        ("a\u200bdog co\u00adoperates\u2028here", "a dog cooperates here"),
     ],
 )
 def test_tokens_without_java(text: str, expected: str) -> None:
@@ -196,6 +213,23 @@ def test_a_missing_or_binary_file(tmp_path: Path) -> None:
         Vocabulary.load(tmp_path / "binary")
 
 
+ALPHABET = "aZé\u0301ßİ09²½.,'-_&@#:/()[] \t\u00a0\u200b\u0937\u093f犬\U0001f600\ud83d❤\ufe0f"
+
+
+def test_tokens_of_any_text_are_lower_case_words_that_stay_themselves() -> None:
+    generator = random.Random(0)
+    for _ in range(3000):
+        text = "".join(generator.choices(ALPHABET, k=generator.randint(0, 12)))
+        words = tokenise(text)
+        for word in words:
+            assert word
+            assert word == word.lower(), text
+            assert not re.search(r"\s", word), text
+            word.encode()
+        # The words of an upper-case text are those of the text, but for letters of one case.
+        assert tokenise(text.lower()) == words or "İ" in text
+
+
 def keras_json(word_index: dict[str, int], num_words: int | None) -> str:
     """`keras_preprocessing` 1.1's Tokenizer.to_json, which nests JSON text for its tables."""
     config = {"num_words": num_words, "oov_token": "<unk>", "word_index": json.dumps(word_index)}
@@ -236,3 +270,65 @@ def test_importing_it_imports_nothing_heavy() -> None:
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("<pad>", "<unk>", "a", "<start>", "<end>", "dog", "café"),
+        ("<pad>", "<start>", "<end>", "<unk>", "'s", "n't", "1,000"),
+        ("<pad>", "<start>", "<end>", "<unk>"),
+    ],
+)
+def test_a_vocabulary_survives_the_json_of_a_keras_tokenizer(words: tuple[str, ...]) -> None:
+    vocabulary = Vocabulary(words)
+    text = vocabulary.to_keras_tokenizer()
+    assert Vocabulary.from_keras_tokenizer(text) == vocabulary
+    assert Vocabulary.from_text(text) == vocabulary
+    assert Vocabulary.from_text(vocabulary.to_json()) == vocabulary
+
+
+@pytest.mark.parametrize("num_words", [6, None])
+def test_a_tokenizer_of_the_tutorial_survives_keras_itself(num_words: int | None) -> None:
+    keras = pytest.importorskip("keras.src.legacy.preprocessing.text")
+    captions = ["<start> A red dog . <end>", "<start> a dog runs <end>", "<start> dog <end>"]
+    filters = r"!\"#$%&()*+.,-/:;=?@[\]^_`{|}~ "
+    # As TensorFlow's captioning tutorial made and saved it.
+    original = keras.Tokenizer(num_words=num_words, oov_token="<unk>", filters=filters)
+    original.fit_on_texts(captions)
+    original.word_index["<pad>"] = 0
+    original.index_word[0] = "<pad>"
+
+    vocabulary = Vocabulary.from_keras_tokenizer(original.to_json())
+    again = keras.tokenizer_from_json(vocabulary.to_keras_tokenizer())
+    # The words that the original can produce, at their ids.
+    index = original.word_index
+    kept = {word: number for word, number in index.items() if number < (num_words or len(index))}
+    assert again.word_index == kept == {word: n for n, word in enumerate(vocabulary.words)}
+    assert again.index_word == {number: word for word, number in kept.items()}
+    for caption in [*captions, "a zebra runs red"]:
+        ids = original.texts_to_sequences([caption])[0]
+        assert again.texts_to_sequences([caption.lower().replace(" .", "")])[0] == ids
+        inner = [number for number in ids if number not in (index["<start>"], index["<end>"])]
+        assert vocabulary.encode(caption.replace("<start>", "").replace("<end>", "")) == inner
+
+
+def test_keras_gives_the_ids_of_our_words(real_captions: list[str]) -> None:
+    keras = pytest.importorskip("keras.src.legacy.preprocessing.text")
+    counts = Counter(word for caption in real_captions for word in tokenise(caption))
+    vocabulary = Vocabulary.build(counts, min_count=5)
+    again = keras.tokenizer_from_json(vocabulary.to_keras_tokenizer())
+    joined = [" ".join(tokenise(caption)) for caption in real_captions[:500]]
+    expected = [vocabulary.encode(caption) for caption in real_captions[:500]]
+    assert again.texts_to_sequences(joined) == expected
+    assert any(vocabulary.unk_id in ids for ids in expected)
+
+
+def test_a_file_is_told_from_the_other_kind() -> None:
+    for text, message in (
+        ("{", "given.json: not JSON"),
+        ('{"config": {}}', "given.json: schema version None"),
+        ('{"config": {"word_index": "{"}}', "given.json: no word_index"),
+    ):
+        with pytest.raises(InvalidInput, match=message):
+            Vocabulary.from_text(text, "given.json")

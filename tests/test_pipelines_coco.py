@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from model.errors import InvalidInput, ItemFailure, Reason
-from pipelines.coco import Inputs, Source, parse_source, read_inputs, words_of
+from pipelines.coco import Inputs, Selection, read_inputs, words_of
+from pipelines.source_flags import Source, parse_source
 
 COCO = {
     "images": [
@@ -81,13 +82,13 @@ def test_items_carry_their_own_captions_in_the_files_order(
                 "key": "COCO_train2014_000000000001.jpg",
                 "source": "/images/COCO_train2014_000000000001.jpg",
                 "image_id": 1,
-                "captions": [[11, "first"]],
+                "captions": [(11, "first")],
             },
             {
                 "key": "COCO_train2014_000000000002.jpg",
                 "source": "/images/COCO_train2014_000000000002.jpg",
                 "image_id": 2,
-                "captions": [[10, "second"], [12, "second again"]],
+                "captions": [(10, "second"), (12, "second again")],
             },
         ]
     }
@@ -104,8 +105,8 @@ def test_any_caption_travels_to_its_shard(tmp_path: Path) -> None:
         nested = [nested]
     odd["annotations"][1]["caption"] = nested
     items = read_inputs([write(tmp_path / "train.json", odd)]).splits["train"]
-    assert items[1]["captions"] == [[10, {}], [12, None]]
-    assert items[0]["captions"] == [[11, []]]
+    assert items[1]["captions"] == [(10, {}), (12, None)]
+    assert items[0]["captions"] == [(11, [])]
 
 
 def test_orphans_are_rows_and_images_without_captions_are_skipped(tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ def test_orphans_are_rows_and_images_without_captions_are_skipped(tmp_path: Path
     source = write(tmp_path / "train.json", content)
     inputs = read_inputs([source], stage="preprocess")
     assert ids(inputs) == {"train": [1, 3]}
-    assert inputs.uncaptioned == 1
+    assert (inputs.images, inputs.skipped) == (3, 1)
     assert inputs.captions == 3
     assert inputs.orphans == (
         {
@@ -194,14 +195,14 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_an_image_in_two_splits_is_named(tmp_path: Path) -> None:
     train = write(tmp_path / "train.json", numbered(1, 2, 3))
     val = write(tmp_path / "val.json", numbered(3, 4))
-    with pytest.raises(InvalidInput, match=r"image 3 \(3\.jpg\) is in splits train and val"):
+    with pytest.raises(InvalidInput, match=r"1 image in splits train and val, .*: 3 \(3\.jpg\);"):
         read_inputs([train, val])
 
 
 def test_a_copy_of_the_image_folder_does_not_hide_a_shared_image(tmp_path: Path) -> None:
     train = write(tmp_path / "train.json", numbered(1, 2, 3))
     val = Source("val", write(tmp_path / "val.json", numbered(3, 4)).annotations, "/copy")
-    with pytest.raises(InvalidInput, match=r"image 3 \(3\.jpg\) is in splits train and val"):
+    with pytest.raises(InvalidInput, match=r"1 image in splits train and val, .*: 3 \(3\.jpg\);"):
         read_inputs([train, val])
 
 
@@ -234,9 +235,9 @@ def test_karpathy_replaces_the_splits_by_coco_id(tmp_path: Path) -> None:
         {"cocoid": 5, "filename": "COCO_5.jpg", "split": "train"},
         {"cocoid": 6, "filename": "COCO_6.jpg", "split": "train"},
     )
-    inputs = read_inputs([train, val], path)
+    inputs = read_inputs([train, val], Selection(path))
     assert ids(inputs) == {"restval": [3], "test": [4], "train": [1, 5]}
-    assert (inputs.unassigned, inputs.unassigned_captions, inputs.images) == (1, 1, 5)
+    assert (inputs.skipped, inputs.skipped_captions, inputs.images) == (1, 1, 5)
 
 
 def test_karpathy_without_coco_ids_goes_by_file_name(tmp_path: Path) -> None:
@@ -246,13 +247,13 @@ def test_karpathy_without_coco_ids_goes_by_file_name(tmp_path: Path) -> None:
         {"filename": "2.jpg", "split": "train"},
         {"filename": "1.jpg", "split": "val"},
     )
-    assert ids(read_inputs([source], path)) == {"train": [2], "val": [1]}
+    assert ids(read_inputs([source], Selection(path))) == {"train": [2], "val": [1]}
 
 
 def test_a_file_with_all_images_as_train_needs_no_split_of_its_own_name(tmp_path: Path) -> None:
     source = write(tmp_path / "everything.json", numbered(1))
     path = karpathy(tmp_path / "k.json", {"cocoid": 1, "filename": "x", "split": "train"})
-    assert ids(read_inputs([source], path)) == {"train": [1]}
+    assert ids(read_inputs([source], Selection(path))) == {"train": [1]}
 
 
 @pytest.mark.parametrize(
@@ -275,7 +276,7 @@ def test_what_is_not_karpathys_file_is_refused(tmp_path: Path, content: Any, mes
     source = write(tmp_path / "train.json", numbered(1))
     path = write(tmp_path / "k.json", content).annotations
     with pytest.raises(InvalidInput, match=f"k.json: {message}"):
-        read_inputs([source], path)
+        read_inputs([source], Selection(path))
 
 
 @pytest.mark.parametrize("caption", ["", " ", ".", "-- !", None, 3, ["a"], "a \ud800 b"])

@@ -24,9 +24,9 @@ from model.image_bytes import canonicalise
 from model.preprocessing import prepare
 from model.vocabulary import Vocabulary
 from pipelines import preprocess as command
-from pipelines.coco import Source, parse_source
 from pipelines.image_files import read_image_file
 from pipelines.records_job import PreprocessSettings, preprocess
+from pipelines.source_flags import Source, parse_source
 from tests.bulk_fixtures import bad_images, encode, good_images
 from tests.preprocess_fixtures import FakeEncoder, calls, jpeg, published, settings, write_split
 
@@ -507,7 +507,6 @@ def test_a_training_split_without_a_record_is_not_published(
         ),
         (["--max_words=0"], "max_words 0, expected at least 1"),
         (["--encoder_weights=random:x"], "encoder weights 'random:x', expected random:SEED"),
-        (["--split=train={world}/captions_val.json:{world}/val"], "split train is named twice"),
         (["--split=val={world}/none.json:{world}/val"], "{world}/none.json: cannot be read"),
         (["--split=val={world}/captions_val.json:{world}/no"], "images {world}/no: no such dir"),
         (["--split=val={world}/captions_val.json:foo://no"], "images foo://no: no filesystem"),

@@ -451,8 +451,8 @@ def test_what_holds_no_records(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["--check=x", "--repair", "--image_size=224"], "--check and --image_size, expected"),
         (["--repair"], "--repair, expected --check RECORDS with it"),
         (["--check=foo://x"], "records foo://x: no filesystem for this scheme"),
-        ([], "no --split, expected --split NAME=ANN.json:IMAGES and --output RECORDS, or --check"),
-        (["--split=train=a.json:b"], "no --output, expected --split NAME=ANN.json:IMAGES and"),
+        ([], "no --output, expected --output RECORDS, or --check RECORDS"),
+        (["--output=x"], "no source; expected --split NAME=FILE:IMAGES or --karpathy FILE:IMAGES"),
     ],
 )
 def test_flags_that_do_not_go_together(

@@ -11,6 +11,7 @@ import pytest
 
 import captionbeam
 from model.records import Manifest
+from model.vocabulary import Vocabulary
 from pipelines.plan import Plan, find_plan
 from pipelines.records_check import check_records
 from pipelines.records_job import preprocess
@@ -393,3 +394,25 @@ def test_the_plan_that_was_kept_is_the_plan(made: Path, output: Path) -> None:
     assert (plan.images, plan.captions, plan.orphans, plan.encoder_digest) == (26, 53, 1, "fake")
     assert [spec.name for spec in job.specs] == [*ALL]
     assert find_plan(str(output.parent)) is None
+
+
+def test_a_vocabulary_that_was_given_is_taken_from_its_published_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = Vocabulary.build({"a": 9, "red": 8, "dog": 7}, 1)
+    output = make_records(tmp_path, vocabulary=given)
+    before = published(output)
+    assert Vocabulary.load(output / "vocabulary.json") == given
+    monkeypatch.setattr("pipelines.records_repair.Encoder", lambda _: FakeEncoder(tmp_path / "l"))
+    command = ["preprocess", "--check", str(output), "--repair"]
+    work(output, "vocabulary.json").unlink()
+    assert captionbeam.main(command) == 0
+    assert published(output) == before
+    (output / "vocabulary.json").write_text("{}")
+    assert captionbeam.main(command) == 0
+    assert published(output) == before
+    work(output, "vocabulary.json").unlink()
+    (output / "vocabulary.json").write_text("{}")
+    capsys.readouterr()
+    assert captionbeam.main(command) == 2
+    assert "_work/vocabulary.json is not what its job wrote; run" in capsys.readouterr().err

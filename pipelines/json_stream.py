@@ -1,0 +1,156 @@
+"""Reads the long lists of a JSON file one element at a time, so that the whole is never held.
+
+COCO's captions are 90 MB of text and ten times that as Python objects.
+"""
+
+import codecs
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
+
+from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+
+from model.errors import InvalidInput
+from pipelines import storage
+
+Handler = Callable[[int, Any], None]
+"""Takes an element's position in its list, and the element."""
+
+_CHUNK_BYTES = 2**20
+_BLANK = " \t\n\r"
+_AFTER_VALUE = frozenset((*_BLANK, *",:]}"))
+
+
+def read_lists(path: str, handlers: Mapping[str, Handler], expected: str) -> set[str]:
+    """Give the elements of the top object's lists to their handlers, in the file's order.
+
+    Args:
+      path: a JSON file on any Beam filesystem.
+      handlers: by the name of the list; other fields are passed over.
+      expected: what the file should be, for messages.
+
+    Returns:
+      Names of those lists that the file has.
+
+    Raises:
+      InvalidInput: missing, or not JSON.
+    """
+    try:
+        with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+            return _read_object(_Window(file), handlers)
+    except OSError as error:
+        raise InvalidInput(f"{path}: cannot be read ({error}), expected {expected}") from error
+    # A parser of the whole says where it is wrong; brackets nested by the thousand end one with
+    # the second error.
+    except (ValueError, RecursionError):
+        _explain(path, expected)
+        return set()
+
+
+def _explain(path: str, expected: str) -> None:
+    """Raise InvalidInput with the place of the error; nothing when the file is other JSON."""
+    try:
+        json.loads(storage.read_bytes(path))
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(
+            f"{path}: invalid JSON ({error}), expected {expected}; download it again"
+        ) from error
+
+
+def _read_object(window: "_Window", handlers: Mapping[str, Handler]) -> set[str]:
+    found = set()
+    window.expect("{")
+    more = not window.accept("}")
+    while more:
+        name = window.value()
+        window.expect(":")
+        if window.peek() == "[":
+            handler = handlers.get(name)
+            _read_list(window, handler or _pass_over)
+            found |= {name} if handler else set()
+        else:
+            window.value()
+        more = window.accept(",")
+        if not more:
+            window.expect("}")
+    window.expect("")
+    return found
+
+
+def _read_list(window: "_Window", handler: Handler) -> None:
+    window.expect("[")
+    if window.accept("]"):
+        return
+    position = 0
+    while True:
+        handler(position, window.value())
+        position += 1
+        if not window.accept(","):
+            window.expect("]")
+            return
+
+
+def _pass_over(position: int, element: Any) -> None:
+    del position, element
+
+
+class _Window:
+    """The part of a text that is being parsed; grows where a value does not fit."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        first = file.read(_CHUNK_BYTES)
+        # As json.loads reads bytes.
+        decoder = codecs.getincrementaldecoder(json.detect_encoding(first))
+        self._decode = decoder("surrogatepass").decode
+        self._parse = json.JSONDecoder().raw_decode
+        self._text, self._at, self._ended = self._decode(first), 0, False
+
+    def peek(self) -> str:
+        """The next character that is no blank, or "" at the end."""
+        while True:
+            while self._at < len(self._text):
+                if self._text[self._at] not in _BLANK:
+                    return self._text[self._at]
+                self._at += 1
+            if not self._grow():
+                return ""
+
+    def accept(self, character: str) -> bool:
+        """Step over a character if it comes next."""
+        found = self.peek() == character
+        self._at += found and len(character)
+        return found
+
+    def expect(self, character: str) -> None:
+        """Step over a character, "" for the end; ValueError when another comes."""
+        if not self.accept(character):
+            raise ValueError(f"{self.peek()!r}, expected {character!r}")
+
+    def value(self) -> Any:
+        """The next value, whole."""
+        self.peek()
+        while True:
+            try:
+                value, end = self._parse(self._text, self._at)
+            except ValueError:
+                if not self._grow():
+                    raise
+                continue
+            # A number may go on behind the window: of "-1." that ends it, -1 is a value.
+            if self._text[end : end + 1] not in _AFTER_VALUE and self._grow():
+                continue
+            self._at = end
+            return value
+
+    def _grow(self) -> bool:
+        """Drop what was parsed and read on; False at the end of the file."""
+        if self._ended:
+            return False
+        # As much again as is there, so that a huge value is not parsed once a megabyte.
+        data = self._file.read(max(_CHUNK_BYTES, len(self._text) - self._at))
+        self._ended = not data
+        self._text = self._text[self._at :] + self._decode(data, final=self._ended)
+        self._at = 0
+        return not self._ended
