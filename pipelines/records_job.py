@@ -21,7 +21,7 @@ from model.preprocessing import fingerprint
 from pipelines import storage
 from pipelines.coco import Inputs, Source, read_inputs
 from pipelines.features import Features, GridEncoder
-from pipelines.jobs import WORK_DIR, Item, Job, assign, plan_job
+from pipelines.jobs import JOB_FILE, WORK_DIR, Item, Job, assign, plan_job
 from pipelines.publication import (
     ORPHANS,
     TRAIN_SPLIT,
@@ -30,7 +30,7 @@ from pipelines.publication import (
     is_complete,
     shard_names,
 )
-from pipelines.shards import check_beam_args, run_job
+from pipelines.shards import check_beam_args, hold_output, run_job
 from pipelines.word_counts import write_vocabulary
 
 STAGE = "preprocess"
@@ -123,30 +123,31 @@ def preprocess(
         split: assign(items, -(-len(items) // settings.shard_size))
         for split, items in sorted(inputs.splits.items())
     }
-    job = _plan(settings, inputs, shards, fields)
-    if is_complete(job):
-        return Outcome(_read_manifest(job), was_complete=True)
-    _make_vocabulary(job, len(shards[TRAIN_SPLIT]), settings.min_word_count, beam_args)
-    work = Features(
-        make_encoder,
-        shared,
-        settings.encoder.image_size,
-        job.path(VOCABULARY),
-        settings.max_words,
-    )
-    publication = Publication(
-        job=replace(job, specs=()),
-        splits={split: len(parts) for split, parts in shards.items()},
-        images=inputs.images,
-        skipped=inputs.uncaptioned + inputs.unassigned,
-        captions=inputs.captions,
-        skipped_captions=inputs.unassigned_captions,
-        orphans=len(inputs.orphans),
-        manifest=fields,
-        min_word_count=settings.min_word_count,
-    )
-    run_job(job, work, publication, beam_args)
-    return Outcome(_read_manifest(job), was_complete=False)
+    with hold_output(replace(_JOB, output=settings.output), beam_args) as job:
+        job = _plan(job, settings, inputs, shards, fields)
+        if is_complete(job):
+            return Outcome(_read_manifest(job), was_complete=True)
+        _make_vocabulary(job, len(shards[TRAIN_SPLIT]), settings.min_word_count, beam_args)
+        work = Features(
+            make_encoder,
+            shared,
+            settings.encoder.image_size,
+            job.path(VOCABULARY),
+            settings.max_words,
+        )
+        publication = Publication(
+            job=replace(job, specs=()),
+            splits={split: len(parts) for split, parts in shards.items()},
+            images=inputs.images,
+            skipped=inputs.uncaptioned + inputs.unassigned,
+            captions=inputs.captions,
+            skipped_captions=inputs.unassigned_captions,
+            orphans=len(inputs.orphans),
+            manifest=fields,
+            min_word_count=settings.min_word_count,
+        )
+        run_job(job, work, publication, beam_args)
+        return Outcome(_read_manifest(job), was_complete=False)
 
 
 def _manifest_fields(settings: PreprocessSettings, encoder: GridEncoder) -> dict[str, Any]:
@@ -163,14 +164,14 @@ def _manifest_fields(settings: PreprocessSettings, encoder: GridEncoder) -> dict
 
 
 def _plan(
+    job: Job,
     settings: PreprocessSettings,
     inputs: Inputs,
     shards: Mapping[str, Sequence[Sequence[Item]]],
     fields: Mapping[str, Any],
 ) -> Job:
     """The job with its specs, new or the one to be resumed."""
-    job = replace(_JOB, output=settings.output)
-    manifest, marker = job.path(records.MANIFEST_FILE), job.path(WORK_DIR)
+    manifest, marker = job.path(records.MANIFEST_FILE), job.path(JOB_FILE)
     if storage.exists(manifest) and not storage.exists(marker):
         raise InvalidInput(
             f"{settings.output} holds finished records without the {WORK_DIR} of their job, so "
@@ -210,7 +211,7 @@ def _make_vocabulary(
     if not storage.exists(path):
         training = set(shard_names(TRAIN_SPLIT, training_shards))
         specs = [spec.path for spec in job.specs if spec.name in training]
-        write_vocabulary(specs, path, min_word_count, beam_args)
+        write_vocabulary(specs, path, min_word_count, beam_args, job.lease)
 
 
 def _read_manifest(job: Job) -> records.Manifest:

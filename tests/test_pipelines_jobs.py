@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from model.errors import InvalidInput, ItemFailure, Reason
-from model.progress import Progress
 from pipelines import storage
 from pipelines.jobs import Item, Job, assign, failed_by_reason, plan_job
 from pipelines.sink import Sink
@@ -23,7 +22,7 @@ def job(tmp_path: Path) -> Job:
 def finish(planned: Job, index: int = 0) -> Path:
     """Write every item of a shard; returns its output file."""
     spec = planned.specs[index]
-    sink = Sink(planned, spec, Progress("test", None, "rows"))
+    sink = Sink(planned, spec)
     for item in storage.read_json_lines(spec.path):
         sink.write(item["key"].encode())
     return Path(planned.path(sink.commit().output.file))
@@ -96,7 +95,7 @@ def test_an_output_that_cannot_be_used_is_one_line(tmp_path: Path, content: str 
     else:
         (tmp_path / "out" / "_work").mkdir(parents=True)
         (tmp_path / "out" / "_work" / "job.json").write_text(content)
-    with pytest.raises(InvalidInput, match=r"out: cannot be used .*; take another --output"):
+    with pytest.raises(InvalidInput, match=r"out: cannot be used .*, or take another --output$"):
         plan_job(job(tmp_path), {"a": items("x")}, {})
 
 
@@ -129,7 +128,7 @@ def test_a_result_that_is_cut_short_counts_as_none(tmp_path: Path, content: str)
 
 def test_a_sink_accounts_for_every_item_or_publishes_nothing(tmp_path: Path) -> None:
     planned = plan_job(job(tmp_path), {"a": items("x", "y", "z")}, {})
-    sink = Sink(planned, planned.specs[0], Progress("test", None, "rows"))
+    sink = Sink(planned, planned.specs[0])
     sink.write(b"x", words=2)
     sink.fail_part(items("x")[0], ItemFailure(Reason.INVALID_CAPTION, "empty"))
     sink.fail(items("y")[0], ItemFailure(Reason.EMPTY, "0 bytes"), words=3)
