@@ -44,6 +44,8 @@ from pipelines.watch import shown
 _ERROR_MARK = "captionbeam-error: "
 # Beam's bare default tries to download another runner first.
 _BEAM_DEFAULTS = ("--runner=FnApiRunner",)
+# What a local runner says of a worker process that was killed.
+_WORKER_GONE = re.compile("Channel closed prematurely|Worker subprocess exited")
 _LOCAL_RUNNERS = (FnApiRunner, SwitchingDirectRunner, BundleBasedDirectRunner)
 
 
@@ -200,6 +202,11 @@ def run_pipeline(beam_args: Sequence[str]) -> Iterator[beam.Pipeline]:
     # A runner raises RuntimeError, BeamAssertException, grpc errors …: what it carries counts.
     except Exception as error:
         carried = re.search(_ERROR_MARK + r"([\w+/=]+)", str(error))
+        if carried is None and _WORKER_GONE.search(str(error)):
+            raise InvalidInput(
+                "a worker process ended amid its work (killed, or out of memory?); see that there "
+                "is memory for --direct_num_workers of them, then repeat the command"
+            ) from error
         if carried is None:
             raise
         fields = json.loads(base64.b64decode(carried[1]))
