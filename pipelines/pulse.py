@@ -46,7 +46,8 @@ _PULSES: dict[str, Pulse] = {}
 
 def pulse_of(token: str) -> Pulse:
     """This process's, for one lease."""
-    return _PULSES.setdefault(token, Pulse())
+    # Asked for at every item, so a new one is made only where there is none.
+    return _PULSES.get(token) or _PULSES.setdefault(token, Pulse())
 
 
 def forget_pulse(token: str) -> None:

@@ -80,6 +80,61 @@ def test_a_job_that_finished_nothing_gives_way(tmp_path: Path) -> None:
     assert [path.name for path in Path(planned.path("_work", "specs")).iterdir()] == ["b.jsonl"]
 
 
+def test_a_job_that_gives_way_leaves_no_shard_of_its_own_behind(tmp_path: Path) -> None:
+    planned = plan_job(job(tmp_path), {"a": items("x"), "b": []}, {"size": 1})
+    # Killed after its files were renamed and before it was marked finished.
+    finish(planned)
+    Path(planned.done_path("a")).unlink()
+    (tmp_path / "out" / "mine.rows").write_text("not the job's")
+    plan_job(job(tmp_path), {"c": items("y")}, {"size": 2})
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.rows")) == ["mine.rows"]
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_job_that_was_stopped_while_it_gave_way_is_whole_again(
+    tmp_path: Path, call: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shards(size: int) -> dict[str, list[Item]]:
+        return {f"shard-{size}": items("x", "y"[:size])}
+
+    first = plan_job(job(tmp_path), shards(1), {"size": 1})
+    finish(first)
+    Path(first.done_path("shard-1")).unlink()
+    vocabulary = tmp_path / "out" / "_work" / "vocabulary.json"
+    vocabulary.write_text("of the first job")
+    delete, calls = storage.delete, []
+
+    def stopped(*paths: str) -> None:
+        calls.append(paths)
+        if len(calls) == call:
+            delete(*paths[: len(paths) // 2])
+            raise OSError("the power went away")
+        delete(*paths)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "delete", stopped)
+        with pytest.raises(InvalidInput, match="the power went away"):
+            plan_job(job(tmp_path), shards(2), {"size": 2})
+    planned = plan_job(job(tmp_path), shards(size), {"size": size})
+    [spec] = planned.specs
+    assert storage.read_json_lines(spec.path) == shards(size)[spec.name]
+    assert size == 1 or not (tmp_path / "out" / "shard-1.rows").exists()
+    assert size == 1 or not vocabulary.exists()
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"")])
+def test_a_lost_or_empty_spec_is_written_again(tmp_path: Path, damage: Any) -> None:
+    shards = {"a": items("x"), "b": items("y")}
+    planned = plan_job(job(tmp_path), shards, {})
+    finish(planned)
+    damage(Path(planned.specs[1].path))
+    kept = Path(planned.specs[0].path).stat().st_mtime_ns
+    assert plan_job(job(tmp_path), shards, {}) == planned
+    assert storage.read_json_lines(planned.specs[1].path) == shards["b"]
+    assert Path(planned.specs[0].path).stat().st_mtime_ns == kept
+
+
 @pytest.mark.parametrize("name", ["rec[1]", "rec*", "rec?", "a[b/c"])
 def test_an_output_that_is_a_pattern_is_refused(tmp_path: Path, name: str) -> None:
     at_pattern = replace(job(tmp_path), output=str(tmp_path / name))

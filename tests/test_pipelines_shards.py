@@ -167,11 +167,22 @@ def test_without_a_lease_nobody_knows_what_is_old(tmp_path: Path) -> None:
 
 def test_no_two_temporary_files_share_a_name() -> None:
     names = {storage.temporary_path("a") for _ in range(3)}
-    program = "from pipelines import storage; print(storage.temporary_path('a'))"
     for _ in range(2):
-        names.add(subprocess.check_output([sys.executable, "-c", program], text=True).strip())
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.write(write, storage.temporary_path("a").encode())
+            os._exit(0)
+        os.close(write)
+        with os.fdopen(read) as said:
+            names.add(said.read())
+        os.waitpid(child, 0)
     assert len(names) == 5
-    assert all(name.startswith(f"a.tmp-{socket.gethostname()}-") for name in names)
+    host, here = socket.gethostname(), this_process()
+    assert all(name.startswith(f"a.tmp-{host}-") for name in names)
+    # One of a later process with this one's number differs, too.
+    mine = [name for name in names if name.startswith(f"a.tmp-{host}-{here.pid}-{here.started}-")]
+    assert len(mine) == 3
 
 
 class FullDisk:
