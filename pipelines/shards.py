@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import replace
@@ -75,12 +76,12 @@ class ProcessShard(beam.DoFn):
         yield result
 
     def _make(self, spec: ShardSpec) -> ShardResult:
+        if self._job.lease is not None:
+            self._job.lease.check()
         # Not in Beam's setup: a job whose shards are all there loads no model.
         if not self._ready:
             self._work.setup()
             self._ready = True
-        if self._job.lease is not None:
-            self._job.lease.check()
         items = storage.read_json_lines(spec.path)
         sink = Sink(self._job, spec, tally.begin(self._job.output, spec.name))
         try:
@@ -234,15 +235,22 @@ def _make_pipeline(beam_args: Sequence[str]) -> beam.Pipeline:
 
 @contextmanager
 def _quiet(pipeline: beam.Pipeline) -> Iterator[None]:
-    """Silence a local runner, whose log repeats a traceback that the exception carries once."""
-    logger = logging.getLogger("apache_beam")
+    """Silence a local runner, which repeats in log and threads what the exception carries once."""
+    logger, hook = logging.getLogger("apache_beam"), threading.excepthook
     level = logger.level
+
+    def say(args: threading.ExceptHookArgs) -> None:
+        if not _WORKER_GONE.search(str(args.exc_value)):
+            hook(args)
+
     if isinstance(pipeline.runner, _LOCAL_RUNNERS):
         logger.setLevel(logging.CRITICAL)
+        threading.excepthook = say
     try:
         yield
     finally:
         logger.setLevel(level)
+        threading.excepthook = hook
 
 
 def _one_line(said: object) -> str:
