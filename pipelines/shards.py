@@ -45,7 +45,9 @@ from pipelines.watch import shown
 _ERROR_MARK = "captionbeam-error: "
 # Beam's bare default tries to download another runner first.
 _BEAM_DEFAULTS = ("--runner=FnApiRunner",)
-# What a local runner says of a worker process that was killed.
+# The threads in which a local runner stays in touch with its worker processes, and what it says
+# when one was killed.
+_WORKER_THREADS = ("run_worker", "beam_control_read", "read_grpc_client_inputs")
 _WORKER_GONE = re.compile("Channel closed prematurely|Worker subprocess exited")
 _LOCAL_RUNNERS = (FnApiRunner, SwitchingDirectRunner, BundleBasedDirectRunner)
 
@@ -240,7 +242,7 @@ def _quiet(pipeline: beam.Pipeline) -> Iterator[None]:
     level = logger.level
 
     def say(args: threading.ExceptHookArgs) -> None:
-        if not _WORKER_GONE.search(str(args.exc_value)):
+        if args.thread is None or args.thread.name not in _WORKER_THREADS:
             hook(args)
 
     if isinstance(pipeline.runner, _LOCAL_RUNNERS):
