@@ -215,17 +215,15 @@ def unusable(output: str, error: Exception) -> InvalidInput:
 
 def _clear(job: Job) -> None:
     """Remove what is left of a job without a finished shard, whichever it was."""
-    # The list of what to remove goes last, or a kill would leave shards of another job behind.
     found = storage.read_json(job.path(JOB_FILE))
     shards = found["shards"] if isinstance(found, dict) and "shards" in found else ()
     outputs = {job.path(job.output_file.format(name=name)) for name in shards}
     there = storage.match(job.path(job.output_file.format(name="*")))
-    files = (*storage.match(job.path(WORK_DIR, "*")), *storage.match(job.path(WORK_DIR, "*", "*")))
-    last = job.path(JOB_FILE)
-    kept = (job.path(LEASE_DIR) + "/", last)
+    # Before the file that names them, or a kill would leave shards of another job behind.
     storage.delete(*(path for path in there if path in outputs))
+    files = (*storage.match(job.path(WORK_DIR, "*")), *storage.match(job.path(WORK_DIR, "*", "*")))
+    kept = job.path(LEASE_DIR) + "/"
     storage.delete(*(path for path in files if not path.startswith(kept)))
-    storage.delete(last)
 
 
 def _write_specs(job: Job, specs: Mapping[str, bytes]) -> None:
