@@ -76,8 +76,9 @@ def caption_all(
     """
     from pipelines.addresses import AddressRules
     from pipelines.captioning import CaptionSettings, CaptionShard
+    from pipelines.jobs import Job
     from pipelines.ledger import WriteSummary, is_complete, read_ledger
-    from pipelines.shards import check_beam_args, run_job
+    from pipelines.shards import check_beam_args, hold_output, run_job
     from pipelines.sources import list_sources
 
     check_beam_args(beam_args)
@@ -87,19 +88,21 @@ def caption_all(
     with clients.open() as client:
         name, version = client.model
         settings = CaptionSettings(name, version, config.batch_size, config.allow_private)
-        job = _plan(found, settings, config)
-        if is_complete(job):
-            print(f"{config.output} is complete; nothing to do")
-        else:
-            work = CaptionShard(clients.pinned(version), settings)
-            publish = WriteSummary(job, found.skipped, {"name": name, "version": version})
-            run_job(job, work, publish, beam_args)
-    return read_ledger(job)
+        job = Job("bulk", config.output, CAPTIONS_FILE, FAILURES_FILE)
+        with hold_output(job, beam_args) as job:
+            job = _plan(job, found, settings, config)
+            if is_complete(job):
+                print(f"{config.output} is complete; nothing to do")
+            else:
+                work = CaptionShard(clients.pinned(version), settings)
+                publish = WriteSummary(job, found.skipped, {"name": name, "version": version})
+                run_job(job, work, publish, beam_args)
+            return read_ledger(job)
 
 
-def _plan(found: "Sources", settings: "CaptionSettings", config: BulkConfig) -> "Job":
+def _plan(job: "Job", found: "Sources", settings: "CaptionSettings", config: BulkConfig) -> "Job":
     """Cuts the items into shards; raises InvalidInput where OUTPUT holds another job."""
-    from pipelines.jobs import Job, assign, plan_job
+    from pipelines.jobs import assign, plan_job
 
     count = -(-len(found.items) // config.shard_size)
     shards = {
@@ -108,7 +111,7 @@ def _plan(found: "Sources", settings: "CaptionSettings", config: BulkConfig) -> 
     }
     # What was passed over decides no row: a stray text file must not keep a job from going on.
     decisive = {**asdict(settings), "shard_size": config.shard_size}
-    return plan_job(Job("bulk", config.output, CAPTIONS_FILE, FAILURES_FILE), shards, decisive)
+    return plan_job(job, shards, decisive)
 
 
 def _check_apart(where: str, output: str) -> None:

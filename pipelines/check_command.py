@@ -1,13 +1,18 @@
 """What `captionbeam preprocess --check RECORDS [--repair]` does and says."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from model import records
 from model.errors import CheckFailed
+from pipelines import storage
 from pipelines.contents import repair_command
+from pipelines.jobs import JOB_FILE
+from pipelines.plan import unplanned_job
 from pipelines.published_check import is_of_another_version
 from pipelines.records_check import Report, check_records
 from pipelines.records_repair import repair_records
+from pipelines.shards import check_beam_args, hold_output
 
 # The names of more shards than these fill a screen.
 _NAMED = 20
@@ -31,12 +36,17 @@ def repair(output: str, beam_args: Sequence[str]) -> None:
 
     A run that was interrupted is carried on.
     """
-    report = check_records(output, unfinished=True)
-    _print_findings(report)
-    if not report.faults:
-        print(f"{output} is sound, nothing to do: {_holds(report)}")
-        return
-    done = repair_records(report, beam_args)
+    check_beam_args(beam_args)
+    job = unplanned_job(output)
+    # Where there is no job, there is nothing that another launch could be writing.
+    there = storage.exists(job.path(JOB_FILE))
+    with hold_output(job, beam_args) if there else nullcontext(job) as held:
+        report = check_records(output, unfinished=True)
+        _print_findings(report)
+        if not report.faults:
+            print(f"{output} is sound, nothing to do: {_holds(report)}")
+            return
+        done = repair_records(report, beam_args, lease=held.lease)
     print(f"{output}: made again: {_names(report.names)}")
     if done.changed:
         print(

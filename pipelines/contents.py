@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from model import records
 from model.errors import CheckFailed, InvalidInput
 from pipelines import storage
-from pipelines.jobs import WORK_DIR, Job, ShardResult
+from pipelines.jobs import JOB_FILE, Job, ShardResult
 from pipelines.plan import Plan, find_plan, unplanned_job
 from pipelines.publication import shard_info
 from pipelines.read_ahead import read_ahead
 
 # Each waits for a small file.
 _THREADS = 8
-JOB_FILE = f"{WORK_DIR}/job.json"
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """A job: the deterministic shards of one output directory, and what became of them.
 
 OUTPUT/_work/ keeps what makes a job resumable: `job.json` (settings and shard digests),
-`specs/NAME.jsonl` (the items of a shard: keys and paths, never pixels) and
-`done/NAME.json` (a finished shard's ShardResult, written after its files were renamed
-into place).
+`specs/NAME.jsonl` (the items of a shard: keys and paths, never pixels), `done/NAME.json` (a
+finished shard's ShardResult, written after its files were renamed into place) and, while a
+launch holds OUTPUT, `lease/`.
 """
 
 import hashlib
@@ -15,8 +15,11 @@ from typing import Any
 
 from model.errors import InvalidInput
 from pipelines import storage
+from pipelines.lease import Lease
 
 WORK_DIR = "_work"
+JOB_FILE = f"{WORK_DIR}/job.json"
+LEASE_DIR = f"{WORK_DIR}/lease"
 # Beam lists and deletes by patterns, in which these do not stand for themselves.
 _PATTERN_CHARACTERS = "*?["
 Item = Mapping[str, Any]
@@ -86,6 +89,7 @@ class Job:
       output_file: a shard's file below OUTPUT, with {name}.
       failures_file: its failure rows' file below OUTPUT, with {name}.
       specs: the shards.
+      lease: the launch's right to write OUTPUT; None where nobody else can.
     """
 
     stage: str
@@ -93,6 +97,7 @@ class Job:
     output_file: str
     failures_file: str
     specs: tuple[ShardSpec, ...] = ()
+    lease: Lease | None = None
 
     def path(self, *parts: str) -> str:
         """A path below OUTPUT."""
@@ -148,7 +153,7 @@ def plan_job(job: Job, shards: Mapping[str, Sequence[Item]], settings: Mapping[s
       InvalidInput: the output directory holds finished shards of another job, cannot be
         written, or its name is a pattern.
     """
-    _check_name(job.output)
+    check_name(job.output)
     encoded = {
         name: b"".join(storage.json_line(item) for item in items) for name, items in shards.items()
     }
@@ -165,24 +170,19 @@ def plan_job(job: Job, shards: Mapping[str, Sequence[Item]], settings: Mapping[s
         "settings": json.loads(json.dumps(settings)),
         "shards": {spec.name: spec.digest for spec in specs},
     }
-    job_path = job.path(WORK_DIR, "job.json")
     try:
-        found = storage.read_json(job_path)
+        found = storage.read_json(job.path(JOB_FILE))
         if found != wanted and not storage.match(job.done_path("*")):
             # Nothing was finished, so nothing is lost by beginning another job.
-            storage.delete_matching(job.path(WORK_DIR, "*"))
-            storage.delete_matching(job.path(WORK_DIR, "*", "*"))
+            _clear(job)
             found = None
         for spec in specs if found in (None, wanted) else ():
             if found is None or read_spec(spec) is None:
                 storage.write_bytes(spec.path, encoded[spec.name])
         if found is None:
-            storage.write_json(job_path, wanted)
+            storage.write_json(job.path(JOB_FILE), wanted)
     except (OSError, ValueError) as error:
-        raise InvalidInput(
-            f"{job.output}: cannot be used ({error}), expected a directory that can be written or "
-            "the one of a run to resume; take another --output"
-        ) from error
+        raise unusable(job.output, error) from error
     if found not in (None, wanted):
         raise InvalidInput(
             f"{job.output} holds another job: {_first_difference(found, wanted)}; "
@@ -214,12 +214,35 @@ def read_spec(spec: ShardSpec) -> bytes | None:
     return data if hashlib.sha256(data).hexdigest() == spec.digest else None
 
 
-def _check_name(output: str) -> None:
+def check_name(output: str) -> None:
+    """Raise InvalidInput for an OUTPUT that Beam takes for a pattern."""
     if found := [character for character in _PATTERN_CHARACTERS if character in output]:
         raise InvalidInput(
             f"--output {output}: has {' '.join(found)}, expected a name that is no pattern "
             f"(none of {' '.join(_PATTERN_CHARACTERS)}); take another --output"
         )
+
+
+def unusable(output: str, error: Exception) -> InvalidInput:
+    """What to say of an OUTPUT in which a job can be neither begun nor resumed."""
+    return InvalidInput(
+        f"{output}: cannot be used ({' '.join(str(error).split())}), expected a directory that "
+        "can be written and has free space, or the one of a run to resume; mend it and repeat the "
+        "command, or take another --output"
+    )
+
+
+def _clear(job: Job) -> None:
+    """Remove what is left of a job without a finished shard, whichever it was."""
+    found = storage.read_json(job.path(JOB_FILE))
+    shards = found["shards"] if isinstance(found, dict) and "shards" in found else ()
+    outputs = {job.path(job.output_file.format(name=name)) for name in shards}
+    there = storage.match(job.path(job.output_file.format(name="*")))
+    # Before the file that names them, or a kill would leave shards of another job behind.
+    storage.delete(*(path for path in there if path in outputs))
+    files = (*storage.match(job.path(WORK_DIR, "*")), *storage.match(job.path(WORK_DIR, "*", "*")))
+    kept = job.path(LEASE_DIR) + "/"
+    storage.delete(*(path for path in files if not path.startswith(kept)))
 
 
 def _first_difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

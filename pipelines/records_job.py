@@ -20,7 +20,7 @@ from model.vocabulary import Vocabulary
 from pipelines import storage
 from pipelines.coco import Inputs, Selection, read_inputs
 from pipelines.features import FLIP, READ_THREADS, Features, GridEncoder
-from pipelines.jobs import WORK_DIR, Item, Job, assign, plan_job
+from pipelines.jobs import JOB_FILE, WORK_DIR, Item, Job, assign, plan_job
 from pipelines.plan import (
     ORPHANS,
     STAGE,
@@ -31,7 +31,7 @@ from pipelines.plan import (
     unplanned_job,
 )
 from pipelines.publication import Publication, is_complete
-from pipelines.shards import check_beam_args, run_job
+from pipelines.shards import check_beam_args, hold_output, run_job
 from pipelines.source_flags import Source
 from pipelines.tar_images import is_tar
 from pipelines.word_counts import write_vocabulary
@@ -133,17 +133,18 @@ def preprocess(
     }
     orphans = b"".join(map(storage.json_line, inputs.orphans))
     plan = _make_plan(settings, inputs, shards, encoder, orphans)
-    job = _plan_job(settings.output, plan, shards)
-    # From here on the specs hold the items; a kilobyte or two each need not stay for hours.
-    inputs = replace(inputs, splits={})
-    shards.clear()
-    storage.write_bytes(job.path(ORPHANS), orphans)
-    if is_complete(job):
-        return Outcome(read_manifest(job), was_complete=True)
-    if settings.vocabulary is not None:
-        storage.write_bytes(job.path(VOCABULARY), settings.vocabulary.to_json().encode())
-    carry_out(job, plan, make_encoder, shared, beam_args, settings.read_threads)
-    return Outcome(read_manifest(job), was_complete=False)
+    with hold_output(unplanned_job(settings.output), beam_args) as job:
+        job = _plan_job(job, plan, shards)
+        # From here on the specs hold the items; a kilobyte or two each need not stay for hours.
+        inputs = replace(inputs, splits={})
+        shards.clear()
+        storage.write_bytes(job.path(ORPHANS), orphans)
+        if is_complete(job):
+            return Outcome(read_manifest(job), was_complete=True)
+        if settings.vocabulary is not None:
+            storage.write_bytes(job.path(VOCABULARY), settings.vocabulary.to_json().encode())
+        carry_out(job, plan, make_encoder, shared, beam_args, settings.read_threads)
+        return Outcome(read_manifest(job), was_complete=False)
 
 
 def carry_out(
@@ -228,13 +229,12 @@ def _choices(settings: PreprocessSettings) -> dict[str, Any]:
     return {"vocabulary": given.digest, **values, "min_word_count": None}
 
 
-def _plan_job(output: str, plan: Plan, shards: Mapping[str, Sequence[Sequence[Item]]]) -> Job:
+def _plan_job(job: Job, plan: Plan, shards: Mapping[str, Sequence[Sequence[Item]]]) -> Job:
     """The job with its specs, new or the one to be resumed."""
-    job = unplanned_job(output)
-    manifest, marker = job.path(records.MANIFEST_FILE), job.path(WORK_DIR)
+    manifest, marker = job.path(records.MANIFEST_FILE), job.path(JOB_FILE)
     if storage.exists(manifest) and not storage.exists(marker):
         raise InvalidInput(
-            f"{output} holds finished records without the {WORK_DIR} of their job, so "
+            f"{job.output} holds finished records without the {WORK_DIR} of their job, so "
             "that they cannot be checked; take another --output, or remove them"
         )
     parts = {

@@ -13,9 +13,9 @@ from model.encoder import Encoder
 from model.errors import InvalidInput
 from model.vocabulary import Vocabulary
 from pipelines import storage
-from pipelines.contents import JOB_FILE
 from pipelines.features import GridEncoder
-from pipelines.jobs import Job, ShardSpec, read_spec
+from pipelines.jobs import JOB_FILE, Job, ShardSpec, read_spec
+from pipelines.lease import Lease
 from pipelines.plan import ORPHANS, TRAIN_SPLIT, VOCABULARY, Plan
 from pipelines.published_check import is_of_another_version
 from pipelines.records_check import Report
@@ -42,6 +42,7 @@ def repair_records(
     report: Report,
     beam_args: Sequence[str],
     make_encoder: Callable[[], GridEncoder] | None = None,
+    lease: Lease | None = None,
 ) -> Repair:
     """Make again what is faulty or missing in a records directory, and nothing else.
 
@@ -49,13 +50,14 @@ def repair_records(
       report: what was found to be wrong.
       beam_args: Beam's own flags.
       make_encoder: picklable; model.encoder.Encoder as planned when omitted.
+      lease: the right to write the directory, if one is held.
 
     Raises:
       InvalidInput: no plan, damaged specs, or an encoder of other weights.
     """
     check_beam_args(beam_args)
     plan = _check_plan(report)
-    job = _readable_job(report, plan)
+    job = replace(_readable_job(report, plan), lease=lease)
     make_encoder = make_encoder or partial(Encoder, plan.encoder)
     shared = Shared()
     if report.damaged:

@@ -12,10 +12,10 @@ import io
 import json
 import logging
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import replace
-from functools import lru_cache
 from typing import Protocol
 
 import apache_beam as beam
@@ -25,16 +25,30 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.transforms.combiners import ToListCombineFn
 
 from model.errors import CaptionbeamError, CheckFailed, InvalidInput
-from model.progress import Progress
-from pipelines import storage
-from pipelines.jobs import WORK_DIR, Item, Job, ShardResult, ShardSpec
+from pipelines import storage, tally
+from pipelines.jobs import (
+    LEASE_DIR,
+    WORK_DIR,
+    Item,
+    Job,
+    ShardResult,
+    ShardSpec,
+    check_name,
+    unusable,
+)
+from pipelines.lease import EXPIRES_AFTER_S, hold
 from pipelines.sink import Sink
+from pipelines.watch import shown
 
 # Carries one of our errors through Beam, which keeps only an exception's text, and may quote it;
 # Base64 has nothing to quote.
 _ERROR_MARK = "captionbeam-error: "
 # Beam's bare default tries to download another runner first.
 _BEAM_DEFAULTS = ("--runner=FnApiRunner",)
+# The threads in which a local runner stays in touch with its worker processes, and what it says
+# when one was killed.
+_WORKER_THREADS = ("run_worker", "beam_control_read", "read_grpc_client_inputs")
+_WORKER_GONE = re.compile("Channel closed prematurely|Worker subprocess exited")
 _LOCAL_RUNNERS = (FnApiRunner, SwitchingDirectRunner, BundleBasedDirectRunner)
 
 
@@ -54,7 +68,6 @@ class ProcessShard(beam.DoFn):
     def __init__(self, job: Job, work: ShardWork) -> None:
         # The specs arrive as elements; a job of a million shards must not travel in the DoFn.
         self._job = replace(job, specs=())
-        self._total = sum(spec.items for spec in job.specs)
         self._work = work
         self._ready = False
 
@@ -65,12 +78,14 @@ class ProcessShard(beam.DoFn):
         yield result
 
     def _make(self, spec: ShardSpec) -> ShardResult:
+        if self._job.lease is not None:
+            self._job.lease.check()
         # Not in Beam's setup: a job whose shards are all there loads no model.
         if not self._ready:
             self._work.setup()
             self._ready = True
         items = storage.read_json_lines(spec.path)
-        sink = Sink(self._job, spec, _progress(self._job.stage, self._job.output, self._total))
+        sink = Sink(self._job, spec, tally.begin(self._job.output, spec.name))
         try:
             self._work.process(items, sink)
             return sink.commit()
@@ -82,13 +97,33 @@ class Publish(beam.DoFn):
     """All results, in the order of their names → the file that says the output is complete."""
 
     def __init__(self, job: Job, publish: Callable[[list[ShardResult]], None]) -> None:
-        self._output, self._publish = job.output, publish
+        self._output, self._lease, self._publish = job.output, job.lease, publish
 
     def process(self, results: list[ShardResult]) -> Iterator[int]:
         """Publish; yields the number of shards."""
         with carried_errors(self._output):
+            if self._lease is not None:
+                self._lease.check()
             self._publish(sorted(results, key=lambda result: result.name))
         yield len(results)
+
+
+@contextmanager
+def hold_output(job: Job, beam_args: Sequence[str]) -> Iterator[Job]:
+    """The job with the right to write its output, which ends with the block.
+
+    Raises:
+      InvalidInput: another launch holds it, or it cannot be written or read.
+    """
+    check_name(job.output)
+    local = isinstance(_make_pipeline(beam_args).runner, _LOCAL_RUNNERS)
+    with ExitStack() as stack:
+        try:
+            lease = stack.enter_context(hold(job.output, job.path(LEASE_DIR), local))
+        except OSError as error:
+            raise unusable(job.output, error) from error
+        with _write_errors(job.output):
+            yield replace(job, lease=lease)
 
 
 def run_job(
@@ -101,11 +136,11 @@ def run_job(
 
     Raises:
       CaptionbeamError: as `work` raised it in whatever process it ran.
-      InvalidInput: OUTPUT cannot be written or read.
+      InvalidInput: OUTPUT cannot be written or read, or another launch took over.
     """
     with _write_errors(job.output):
         _delete_temporary_files(job)
-    with run_pipeline(beam_args) as pipeline:
+    with shown(job), run_pipeline(beam_args) as pipeline:
         _ = (
             pipeline
             | "Specs" >> beam.Create(job.specs)
@@ -114,16 +149,18 @@ def run_job(
             | "Collect" >> beam.CombineGlobally(ToListCombineFn())
             | "Publish" >> beam.ParDo(Publish(job, publish))
         )
-    # In the runner's process, this ends the live line.
-    _progress(job.stage, job.output, sum(spec.items for spec in job.specs)).close()
-    _progress.cache_clear()
+    with _write_errors(job.output):
+        # Those of a killed launch's workers, which end when they find that they lost the lease.
+        _delete_temporary_files(job)
 
 
 def _delete_temporary_files(job: Job) -> None:
     """Remove what a killed run left half written."""
+    # Without a lease, nobody says what the filesystem's clock says now.
+    before = job.lease.check() - EXPIRES_AFTER_S if job.lease is not None else 0.0
     files = (job.output_file.format(name="*"), job.failures_file.format(name="*"))
     for file in (*files, "*", f"{WORK_DIR}/*", f"{WORK_DIR}/*/*"):
-        storage.delete_left_over(job.path(f"{file}{storage.TEMPORARY_MARK}*"))
+        storage.delete_left_over(job.path(f"{file}{storage.TEMPORARY_MARK}*"), before)
 
 
 @contextmanager
@@ -168,6 +205,11 @@ def run_pipeline(beam_args: Sequence[str]) -> Iterator[beam.Pipeline]:
     # A runner raises RuntimeError, BeamAssertException, grpc errors …: what it carries counts.
     except Exception as error:
         carried = re.search(_ERROR_MARK + r"([\w+/=]+)", str(error))
+        if carried is None and _WORKER_GONE.search(str(error)):
+            raise InvalidInput(
+                "a worker process ended amid its work (killed, or out of memory?); see that there "
+                "is memory for --direct_num_workers of them, then repeat the command"
+            ) from error
         if carried is None:
             raise
         fields = json.loads(base64.b64decode(carried[1]))
@@ -195,23 +237,23 @@ def _make_pipeline(beam_args: Sequence[str]) -> beam.Pipeline:
 
 @contextmanager
 def _quiet(pipeline: beam.Pipeline) -> Iterator[None]:
-    """Silence a local runner, whose log repeats a traceback that the exception carries once."""
-    logger = logging.getLogger("apache_beam")
+    """Silence a local runner, which repeats in log and threads what the exception carries once."""
+    logger, hook = logging.getLogger("apache_beam"), threading.excepthook
     level = logger.level
+
+    def say(args: threading.ExceptHookArgs) -> None:
+        if args.thread is None or args.thread.name not in _WORKER_THREADS:
+            hook(args)
+
     if isinstance(pipeline.runner, _LOCAL_RUNNERS):
         logger.setLevel(logging.CRITICAL)
+        threading.excepthook = say
     try:
         yield
     finally:
         logger.setLevel(level)
+        threading.excepthook = hook
 
 
 def _one_line(said: object) -> str:
     return " ".join(str(said).split())
-
-
-@lru_cache(maxsize=1)
-def _progress(stage: str, output: str, total: int) -> Progress:
-    """One progress line a process and job."""
-    del output
-    return Progress(stage, total, "images")

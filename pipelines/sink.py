@@ -2,39 +2,38 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
-from types import TracebackType
 
 from model.errors import ItemFailure, Reason
-from model.progress import Progress
 from pipelines import storage
 from pipelines.jobs import FileInfo, Item, Job, ShardResult, ShardSpec
+from pipelines.tally import Tally
 
 
 class Sink:
     """Takes what becomes of a shard's items; writes temporary files, renames them at the end."""
 
-    def __init__(self, job: Job, spec: ShardSpec, progress: Progress) -> None:
-        self._job, self._spec, self._progress = job, spec, progress
+    def __init__(self, job: Job, spec: ShardSpec, tally: Tally | None = None) -> None:
+        self._job, self._spec = job, spec
+        self._tally = Tally() if tally is None else tally
         self._failed: Counter[str] = Counter()
         self._parts_failed: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
         self._written = 0
-        self._stack = ExitStack()
-        self._output = self._stack.enter_context(
-            _HashedFile(job, job.output_file.format(name=spec.name))
-        )
-        self._failures = self._stack.enter_context(
-            _HashedFile(job, job.failures_file.format(name=spec.name))
-        )
+        with ExitStack() as stack:
+            self._output = _HashedFile(job, job.output_file.format(name=spec.name))
+            stack.callback(self._output.discard)
+            self._failures = _HashedFile(job, job.failures_file.format(name=spec.name))
+            stack.callback(self._failures.discard)
+            self._stack = stack.pop_all()
 
     def write(self, payload: bytes, **counts: int) -> None:
         """Add one item's row or record; `counts` go to the result."""
         self._output.write(payload)
-        self._counts.update(counts)
         self._written += 1
-        self._progress.advance()
+        self._account(counts)
 
     def write_copy(self, payload: bytes, **counts: int) -> None:
         """Add one more row or record of the item written last; it counts as no item."""
@@ -43,10 +42,10 @@ class Sink:
 
     def fail(self, item: Item, failure: ItemFailure, **counts: int) -> None:
         """Account for an item that has no row; `counts` go to the result."""
-        self._failed[failure.reason] += 1
-        self._counts.update(counts)
         self._write_failure(item, failure)
-        self._progress.advance()
+        self._failed[failure.reason] += 1
+        self._tally.failed += 1
+        self._account(counts)
 
     def fail_part(self, item: Item, failure: ItemFailure) -> None:
         """Account for a part of an item; the item itself goes on."""
@@ -61,7 +60,11 @@ class Sink:
                 f"shard {self._spec.name}: {accounted} items accounted for, "
                 f"expected {self._spec.items}"
             )
-        self._stack.close()
+        self._output.close()
+        self._failures.close()
+        if self._job.lease is not None:
+            # A launch that took over may make another job here.
+            self._job.lease.check()
         result = ShardResult(
             name=self._spec.name,
             digest=self._spec.digest,
@@ -77,8 +80,14 @@ class Sink:
         return result
 
     def abandon(self) -> None:
-        """Close the temporary files without publishing them."""
+        """Remove what was not published."""
         self._stack.close()
+
+    def _account(self, counts: Mapping[str, int]) -> None:
+        self._counts.update(counts)
+        self._tally.done += 1
+        if self._job.lease is not None:
+            self._job.lease.keep()
 
     def _write_failure(self, item: Item, failure: ItemFailure) -> None:
         row = {
@@ -92,24 +101,13 @@ class Sink:
 
 
 class _HashedFile:
-    """A file written under a temporary name, hashed on the way."""
+    """A file that gets its name at the end, hashed on the way."""
 
     def __init__(self, job: Job, name: str) -> None:
-        self._name, self._path = name, job.path(name)
-        self._temporary = storage.temporary_path(self._path)
+        self._name = name
+        self._file = storage.TemporaryFile(job.path(name))
         self._sha256, self._bytes = hashlib.sha256(), 0
-
-    def __enter__(self) -> "_HashedFile":
-        self._file = storage.open_write(self._temporary)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._file.close()
+        self.close, self.discard = self._file.close, self._file.discard
 
     def write(self, data: bytes) -> None:
         self._file.write(data)
@@ -118,5 +116,5 @@ class _HashedFile:
 
     def publish(self) -> FileInfo:
         """Rename the closed file into place."""
-        storage.rename(self._temporary, self._path)
+        self._file.publish()
         return FileInfo(self._name, self._bytes, self._sha256.hexdigest())

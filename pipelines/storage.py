@@ -1,27 +1,37 @@
 """Small files on any Beam filesystem: whole reads, writes by rename, listings."""
 
+import io
+import itertools
 import json
 import os
 import re
 import shutil
-import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystem import CompressionTypes, FileMetadata
 from apache_beam.io.filesystems import FileSystems
 
 from model.errors import InvalidInput
+from pipelines import processes
 
 # Names an unfinished file; unique to the writer, so two never share one.
 TEMPORARY_MARK = ".tmp-"
-_WRITER = re.compile(re.escape(TEMPORARY_MARK) + r"(?P<host>.+)-(?P<pid>\d+)$")
+_WRITER = re.compile(re.escape(TEMPORARY_MARK) + r"(?P<host>.+)-(?P<pid>\d+)-(?P<started>\d+)-\d+$")
+_NUMBERS = itertools.count()
 _RAW = {"compression_type": CompressionTypes.UNCOMPRESSED}
 
 
 def temporary_path(path: str) -> str:
-    """`PATH.tmp-HOST-PID`."""
-    return f"{path}{TEMPORARY_MARK}{socket.gethostname()}-{os.getpid()}"
+    """`PATH.tmp-HOST-PID-START-NUMBER`: another one at every call, in whatever process.
+
+    In a container every run may have the same process id, and a thread that an engine gave up
+    may still write while another one makes the same shard.
+    """
+    writer = processes.this_process()
+    name = f"{writer.host}-{writer.pid}-{writer.started}-{next(_NUMBERS)}"
+    return f"{path}{TEMPORARY_MARK}{name}"
 
 
 def open_write(path: str) -> Any:
@@ -38,6 +48,71 @@ def open_read(path: str) -> Any:
 def rename(source: str, destination: str) -> None:
     """Move a finished file into place, over what may be there; raises on failure."""
     FileSystems.rename([source], [destination])
+
+
+class TemporaryFile:
+    """A file that gets its name when it is whole.
+
+    Args:
+      path: the name.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path, self._temporary = path, temporary_path(path)
+        self._there = True
+        try:
+            self._file = open_write(self._temporary)
+        except BaseException:
+            # A full disk may take the name and refuse the rest.
+            self._remove()
+            raise
+
+    def write(self, data: bytes) -> None:
+        """Append."""
+        self._file.write(data)
+
+    def close(self) -> None:
+        """End the file; what was written is then on the disk, not in its cache.
+
+        A rename may reach the disk before the data do, so that a power cut would leave a finished
+        name over zeros. An object in a bucket is durable once it is closed.
+        """
+        try:
+            with suppress(AttributeError, io.UnsupportedOperation):
+                self._file.flush()
+                os.fsync(self._file.fileno())
+        finally:
+            self._file.close()
+
+    def publish(self) -> None:
+        """Give the closed file its name, over what may be there."""
+        rename(self._temporary, self._path)
+        self._there = False
+
+    def discard(self) -> None:
+        """Remove what was not published: on a full disk the next attempt needs the space."""
+        if self._there:
+            # What went wrong before counts; each filesystem's client raises errors of its own.
+            with suppress(Exception):
+                self._file.close()
+            self._remove()
+
+    def _remove(self) -> None:
+        self._there = False
+        with suppress(Exception):
+            delete(self._temporary)
+
+
+@contextmanager
+def replacing(path: str) -> Iterator[TemporaryFile]:
+    """A file that is renamed to PATH when the block ends well, and removed when it does not."""
+    file = TemporaryFile(path)
+    try:
+        yield file
+        file.close()
+        file.publish()
+    finally:
+        file.discard()
 
 
 def check_filesystem(path: str, name: str) -> None:
@@ -82,21 +157,17 @@ def read_json(path: str) -> Any:
 
 
 def write_bytes(path: str, data: bytes) -> None:
-    """Write a whole file under a temporary name, then rename."""
-    temporary = temporary_path(path)
-    with open_write(temporary) as file:
+    """Write a whole file, by rename."""
+    with replacing(path) as file:
         file.write(data)
-    rename(temporary, path)
 
 
 def concatenate(paths: Iterable[str], destination: str) -> None:
     """Write the files one after the other into one, by rename."""
-    temporary = temporary_path(destination)
-    with open_write(temporary) as output:
+    with replacing(destination) as output:
         for path in paths:
             with FileSystems.open(path, **_RAW) as file:
                 shutil.copyfileobj(file, output)
-    rename(temporary, destination)
 
 
 def write_json(path: str, value: Any) -> None:
@@ -136,39 +207,42 @@ def make_directory(path: str) -> None:
 
 def match(pattern: str) -> list[str]:
     """Paths of the files that match a glob; none is fine."""
-    found = FileSystems.match([pattern])
-    return [metadata.path for result in found for metadata in result.metadata_list]
+    return [file.path for file in list_files(pattern)]
+
+
+def list_files(pattern: str) -> list[FileMetadata]:
+    """The files that match a glob: path, size and time of writing by the filesystem's clock."""
+    return [file for result in FileSystems.match([pattern]) for file in result.metadata_list]
+
+
+def delete(*paths: str) -> None:
+    """Delete files; one that is not there is fine, as another process may have deleted it."""
+    try:
+        if paths:
+            FileSystems.delete(list(paths))
+    except OSError:
+        if any(map(exists, paths)):
+            raise
 
 
 def delete_matching(pattern: str) -> None:
     """Delete the files that match a glob; none is fine."""
-    if paths := match(pattern):
-        FileSystems.delete(paths)
+    delete(*match(pattern))
 
 
-def delete_left_over(pattern: str) -> None:
+def delete_left_over(pattern: str, written_before: float) -> None:
     """Delete those temporary files of a glob that nobody writes any more.
 
-    A file of another host may be in the making, so it stays.
+    Args:
+      pattern: of temporary files.
+      written_before: by the filesystem's clock; what is older has no writer on another host.
     """
-    if paths := [path for path in match(pattern) if _is_left_over(path)]:
-        FileSystems.delete(paths)
+    delete(*(file.path for file in list_files(pattern) if _is_left_over(file, written_before)))
 
 
-def _is_left_over(path: str) -> bool:
-    """Whether its writer ran on this host and has ended."""
-    writer = _WRITER.search(path)
-    if writer is None or writer["host"] != socket.gethostname():
-        return False
-    # In a container every run may have the same id, and this one has written nothing yet.
-    return int(writer["pid"]) == os.getpid() or not _is_alive(int(writer["pid"]))
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
+def _is_left_over(file: FileMetadata, written_before: float) -> bool:
+    writer = _WRITER.search(file.path)
+    here = processes.this_process()
+    if writer is not None and writer["host"] == here.host and here.started:
+        return processes.start_of(int(writer["pid"])) != int(writer["started"])
+    return bool(file.last_updated_in_seconds < written_before)

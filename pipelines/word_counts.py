@@ -12,11 +12,16 @@ from apache_beam.transforms.combiners import ToListCombineFn
 from model.errors import InvalidInput, ItemFailure
 from model.vocabulary import SPECIALS, Vocabulary
 from pipelines import coco, storage
+from pipelines.lease import Lease
 from pipelines.shards import carried_errors, run_pipeline
 
 
 def write_vocabulary(
-    specs: Sequence[str], path: str, min_count: int, beam_args: Sequence[str]
+    specs: Sequence[str],
+    path: str,
+    min_count: int,
+    beam_args: Sequence[str],
+    lease: Lease | None = None,
 ) -> None:
     """Count the words of the captions in spec files and write the vocabulary.
 
@@ -25,9 +30,10 @@ def write_vocabulary(
       path: where the vocabulary goes.
       min_count: how often a word must be seen.
       beam_args: Beam's own flags.
+      lease: the launch's right to write there; None where nobody else can.
 
     Raises:
-      InvalidInput: no word is seen that often.
+      InvalidInput: no word is seen that often, or another launch took over.
     """
     with run_pipeline(beam_args) as pipeline:
         _ = (
@@ -37,7 +43,7 @@ def write_vocabulary(
             | "Words" >> beam.FlatMap(word_counts)
             | "Count" >> beam.CombinePerKey(sum)
             | "Collect" >> beam.CombineGlobally(ToListCombineFn())
-            | "Publish" >> beam.ParDo(_Publish(path, min_count))
+            | "Publish" >> beam.ParDo(_Publish(path, min_count, lease))
         )
 
 
@@ -57,8 +63,8 @@ def word_counts(spec: str) -> Iterator[tuple[str, int]]:
 class _Publish(beam.DoFn):
     """All (word, count) → vocabulary.json."""
 
-    def __init__(self, path: str, min_count: int) -> None:
-        self._path, self._min_count = path, min_count
+    def __init__(self, path: str, min_count: int, lease: Lease | None) -> None:
+        self._path, self._min_count, self._lease = path, min_count, lease
 
     def process(self, counts: list[tuple[str, int]]) -> Iterator[int]:
         with carried_errors(self._path):
@@ -69,5 +75,8 @@ class _Publish(beam.DoFn):
                     f"min_word_count {self._min_count}, but no word of the training captions is "
                     f"there more than {most} times; lower --min_word_count"
                 )
+            if self._lease is not None:
+                # A launch that took over may count for another job.
+                self._lease.check()
             storage.write_bytes(self._path, vocabulary.to_json().encode())
         yield len(vocabulary)

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from model.errors import InvalidInput, ItemFailure, Reason
-from model.progress import Progress
 from pipelines import storage
 from pipelines.jobs import Item, Job, assign, failed_by_reason, plan_job
 from pipelines.sink import Sink
@@ -23,7 +22,7 @@ def job(tmp_path: Path) -> Job:
 def finish(planned: Job, index: int = 0) -> Path:
     """Write every item of a shard; returns its output file."""
     spec = planned.specs[index]
-    sink = Sink(planned, spec, Progress("test", None, "rows"))
+    sink = Sink(planned, spec)
     for item in storage.read_json_lines(spec.path):
         sink.write(item["key"].encode())
     return Path(planned.path(sink.commit().output.file))
@@ -81,6 +80,61 @@ def test_a_job_that_finished_nothing_gives_way(tmp_path: Path) -> None:
     assert [path.name for path in Path(planned.path("_work", "specs")).iterdir()] == ["b.jsonl"]
 
 
+def test_a_job_that_gives_way_leaves_no_shard_of_its_own_behind(tmp_path: Path) -> None:
+    planned = plan_job(job(tmp_path), {"a": items("x"), "b": []}, {"size": 1})
+    # Killed after its files were renamed and before it was marked finished.
+    finish(planned)
+    Path(planned.done_path("a")).unlink()
+    (tmp_path / "out" / "mine.rows").write_text("not the job's")
+    plan_job(job(tmp_path), {"c": items("y")}, {"size": 2})
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.rows")) == ["mine.rows"]
+
+
+@pytest.mark.parametrize("call", [1, 2])
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_job_that_was_stopped_while_it_gave_way_is_whole_again(
+    tmp_path: Path, call: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shards(size: int) -> dict[str, list[Item]]:
+        return {f"shard-{size}": items("x", "y"[:size])}
+
+    first = plan_job(job(tmp_path), shards(1), {"size": 1})
+    finish(first)
+    Path(first.done_path("shard-1")).unlink()
+    vocabulary = tmp_path / "out" / "_work" / "vocabulary.json"
+    vocabulary.write_text("of the first job")
+    delete, calls = storage.delete, []
+
+    def stopped(*paths: str) -> None:
+        calls.append(paths)
+        if len(calls) == call:
+            delete(*paths[: len(paths) // 2])
+            raise OSError("the power went away")
+        delete(*paths)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "delete", stopped)
+        with pytest.raises(InvalidInput, match="the power went away"):
+            plan_job(job(tmp_path), shards(2), {"size": 2})
+    planned = plan_job(job(tmp_path), shards(size), {"size": size})
+    [spec] = planned.specs
+    assert storage.read_json_lines(spec.path) == shards(size)[spec.name]
+    assert size == 1 or not (tmp_path / "out" / "shard-1.rows").exists()
+    assert size == 1 or not vocabulary.exists()
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"")])
+def test_a_lost_or_empty_spec_is_written_again(tmp_path: Path, damage: Any) -> None:
+    shards = {"a": items("x"), "b": items("y")}
+    planned = plan_job(job(tmp_path), shards, {})
+    finish(planned)
+    damage(Path(planned.specs[1].path))
+    kept = Path(planned.specs[0].path).stat().st_mtime_ns
+    assert plan_job(job(tmp_path), shards, {}) == planned
+    assert storage.read_json_lines(planned.specs[1].path) == shards["b"]
+    assert Path(planned.specs[0].path).stat().st_mtime_ns == kept
+
+
 @pytest.mark.parametrize("name", ["rec[1]", "rec*", "rec?", "a[b/c"])
 def test_an_output_that_is_a_pattern_is_refused(tmp_path: Path, name: str) -> None:
     at_pattern = replace(job(tmp_path), output=str(tmp_path / name))
@@ -96,7 +150,7 @@ def test_an_output_that_cannot_be_used_is_one_line(tmp_path: Path, content: str 
     else:
         (tmp_path / "out" / "_work").mkdir(parents=True)
         (tmp_path / "out" / "_work" / "job.json").write_text(content)
-    with pytest.raises(InvalidInput, match=r"out: cannot be used .*; take another --output"):
+    with pytest.raises(InvalidInput, match=r"out: cannot be used .*, or take another --output$"):
         plan_job(job(tmp_path), {"a": items("x")}, {})
 
 
@@ -129,7 +183,7 @@ def test_a_result_that_is_cut_short_counts_as_none(tmp_path: Path, content: str)
 
 def test_a_sink_accounts_for_every_item_or_publishes_nothing(tmp_path: Path) -> None:
     planned = plan_job(job(tmp_path), {"a": items("x", "y", "z")}, {})
-    sink = Sink(planned, planned.specs[0], Progress("test", None, "rows"))
+    sink = Sink(planned, planned.specs[0])
     sink.write(b"x", words=2)
     sink.fail_part(items("x")[0], ItemFailure(Reason.INVALID_CAPTION, "empty"))
     sink.fail(items("y")[0], ItemFailure(Reason.EMPTY, "0 bytes"), words=3)

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from apache_beam.runners.runner import PipelineRunner
 from model.errors import CheckFailed, InvalidInput, ItemFailure, Reason
 from pipelines import storage
 from pipelines.jobs import Item, Job, ShardResult, plan_job
-from pipelines.shards import ProcessShard, check_beam_args, run_job
+from pipelines.lease import EXPIRES_AFTER_S
+from pipelines.processes import start_of, this_process
+from pipelines.shards import ProcessShard, check_beam_args, hold_output, run_job
 from pipelines.sink import Sink
 
 PROCESSES = ("--direct_running_mode=multi_processing", "--direct_num_workers=2")
@@ -106,28 +109,80 @@ def left_over(out: Path, writer: str) -> list[Path]:
     return left
 
 
+def age(path: Path, seconds: float) -> None:
+    """Let a file look as if it had been written that long before."""
+    written = path.stat().st_mtime - seconds
+    os.utime(path, (written, written))
+
+
+def held(job: Job) -> Any:
+    return hold_output(replace(job, specs=()), ())
+
+
+def clean_up(job: Job, tmp_path: Path) -> None:
+    """Run a job under a lease, as every stage does."""
+    with held(job) as holder:
+        job = replace(job, lease=holder.lease)
+        run_job(job, Upper(tmp_path / "log"), Publish(tmp_path / "published"), ())
+
+
 def test_what_a_killed_run_left_half_written_is_removed(tmp_path: Path) -> None:
     job = plan(tmp_path, a="x")
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    host = socket.gethostname()
-    left = left_over(tmp_path / "out", f"{host}-{ended.pid}")
-    # In containers every run has the same process id.
-    left += left_over(tmp_path / "out", f"{host}-{os.getpid()}")
-    left += left_over(tmp_path / "out", f"{host}-{10**30}")
-    run_job(job, Upper(tmp_path / "log"), Publish(tmp_path / "published"), ())
-    assert not [path for path in left if path.exists()]
+    host, here = socket.gethostname(), this_process()
+    left = left_over(tmp_path / "out", f"{host}-{ended.pid}-{here.started}-0")
+    # The number was given to another process, and in containers every run has the same.
+    left += left_over(tmp_path / "out", f"{host}-{os.getpid()}-{here.started - 1}-0")
+    left += left_over(tmp_path / "out", f"{host}-{10**30}-1-0")
+    others = left_over(tmp_path / "out", "other-7-7-7") + left_over(tmp_path / "out", "nobody")
+    for path in others:
+        age(path, EXPIRES_AFTER_S + 5)
+    clean_up(job, tmp_path)
+    assert not [path for path in left + others if path.exists()]
 
 
 def test_what_another_run_is_writing_stays(tmp_path: Path) -> None:
     job = plan(tmp_path, a="x")
-    host = socket.gethostname()
-    theirs = left_over(tmp_path / "out", f"{host}-{os.getppid()}")
-    theirs += left_over(tmp_path / "out", f"{host}-1")
-    theirs += left_over(tmp_path / "out", f"other-{host}-{10**30}")
+    host, parent = socket.gethostname(), os.getppid()
+    theirs = left_over(tmp_path / "out", f"{host}-{parent}-{start_of(parent)}-0")
+    theirs += left_over(tmp_path / "out", f"{host}-{os.getpid()}-{this_process().started}-0")
+    for path in theirs:
+        age(path, 10 * EXPIRES_AFTER_S)
+    # Younger than a lease can be silent.
+    theirs += left_over(tmp_path / "out", f"other-{host}-{10**30}-1-0")
     theirs += left_over(tmp_path / "out", "nobody")
-    run_job(job, Upper(tmp_path / "log"), Publish(tmp_path / "published"), ())
+    clean_up(job, tmp_path)
     assert all(path.read_text() == "half" for path in theirs)
+
+
+def test_without_a_lease_nobody_knows_what_is_old(tmp_path: Path) -> None:
+    job = plan(tmp_path, a="x")
+    theirs = left_over(tmp_path / "out", "other-7-7-7")
+    for path in theirs:
+        age(path, 10 * EXPIRES_AFTER_S)
+    run_job(job, Upper(tmp_path / "log"), Publish(tmp_path / "published"), ())
+    assert all(path.exists() for path in theirs)
+
+
+def test_no_two_temporary_files_share_a_name() -> None:
+    names = {storage.temporary_path("a") for _ in range(3)}
+    for _ in range(2):
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.write(write, storage.temporary_path("a").encode())
+            os._exit(0)
+        os.close(write)
+        with os.fdopen(read) as said:
+            names.add(said.read())
+        os.waitpid(child, 0)
+    assert len(names) == 5
+    host, here = socket.gethostname(), this_process()
+    assert all(name.startswith(f"a.tmp-{host}-") for name in names)
+    # One of a later process with this one's number differs, too.
+    mine = [name for name in names if name.startswith(f"a.tmp-{host}-{here.pid}-{here.started}-")]
+    assert len(mine) == 3
 
 
 class FullDisk:

@@ -1,0 +1,116 @@
+"""Files that get their names when they are whole."""
+
+import errno
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import storage
+
+
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is done in what order from now on; of a synced file, its bytes at that time."""
+    done: list[str] = []
+    fsync, rename = os.fsync, storage.rename
+
+    def noted_fsync(number: int) -> None:
+        fsync(number)
+        done.append(f"fsync {Path(f'/proc/self/fd/{number}').read_bytes()!r}")
+
+    def noted_rename(source: str, destination: str) -> None:
+        done.append(f"rename {Path(destination).name}")
+        rename(source, destination)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(storage, "rename", noted_rename)
+    return done
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc")
+def test_what_is_written_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = steps(monkeypatch)
+    storage.write_bytes(str(tmp_path / "a"), b"one")
+    storage.concatenate([str(tmp_path / "a")] * 2, str(tmp_path / "b"))
+    assert done == ["fsync b'one'", "rename a", "fsync b'oneone'", "rename b"]
+
+
+def test_a_file_that_cannot_be_synced_needs_no_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Uploaded(io.BufferedWriter):
+        """As that of a bucket, which is durable once it is closed."""
+
+        def fileno(self) -> int:
+            raise io.UnsupportedOperation("fileno")
+
+    monkeypatch.setattr(storage, "open_write", lambda path: Uploaded(io.FileIO(path, "w")))
+    storage.write_bytes(str(tmp_path / "a"), b"one")
+    assert (tmp_path / "a").read_bytes() == b"one"
+
+
+@pytest.mark.parametrize("step", ["write", "fsync", "close", "rename"])
+def test_a_step_that_fails_is_not_swallowed_and_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"before")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            if step == "write":
+                full()
+            return super().write(data) or 0
+
+        def close(self) -> None:
+            if not self.closed:
+                super().close()
+                full()
+
+    if step == "fsync":
+        monkeypatch.setattr(os, "fsync", full)
+    elif step == "rename":
+        monkeypatch.setattr(storage, "rename", full)
+    else:
+        monkeypatch.setattr(storage, "open_write", lambda path: Full(path, "w"))
+    with pytest.raises(OSError, match="No space left"), storage.replacing(str(path)) as file:
+        file.write(b"after")
+    assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == {"a": b"before"}
+
+
+def test_a_file_that_cannot_be_opened_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened_in_part(path: str) -> None:
+        Path(path).touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(storage, "open_write", opened_in_part)
+    with pytest.raises(OSError, match="No space left"):
+        storage.write_bytes(str(tmp_path / "a"), b"one")
+    assert not list(tmp_path.iterdir())
+
+
+def test_deleting_what_another_process_deleted_is_fine_and_what_stays_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = tmp_path / "there"
+    there.write_bytes(b"x")
+    storage.delete(str(tmp_path / "gone"), str(there))
+    assert not there.exists()
+    storage.delete()
+
+    def refused(_: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    there.write_bytes(b"x")
+    monkeypatch.setattr(storage.FileSystems, "delete", refused)
+    with pytest.raises(OSError, match="Read-only"):
+        storage.delete(str(there))
