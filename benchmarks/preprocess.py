@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +77,9 @@ def main() -> None:
             settings = PreprocessSettings(
                 (source,), output, encoder=EncoderSettings("random:0", runtime=runtime)
             )
-            images_per_second = rate(lambda: preprocess(settings, [], lambda: encoder), COUNT)
+            images_per_second = rate(
+                lambda: preprocess(settings, [], partial(load, runtime)), COUNT
+            )
             idle.append(encoder.idle_share())
             return images_per_second
 
