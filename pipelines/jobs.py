@@ -17,6 +17,7 @@ from model.errors import InvalidInput
 from pipelines import storage
 
 WORK_DIR = "_work"
+JOB_FILE = f"{WORK_DIR}/job.json"
 # Beam lists and deletes by patterns, in which these do not stand for themselves.
 _PATTERN_CHARACTERS = "*?["
 Item = Mapping[str, Any]
@@ -156,7 +157,7 @@ def plan_job(job: Job, shards: Mapping[str, Sequence[Item]], settings: Mapping[s
         "settings": json.loads(json.dumps(settings)),
         "shards": {spec.name: spec.digest for spec in specs},
     }
-    job_path = job.path(WORK_DIR, "job.json")
+    job_path = job.path(JOB_FILE)
     try:
         found = storage.read_json(job_path)
         if found != wanted and not storage.match(job.done_path("*")):

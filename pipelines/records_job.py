@@ -21,7 +21,7 @@ from model.preprocessing import fingerprint
 from pipelines import storage
 from pipelines.coco import Inputs, Source, read_inputs
 from pipelines.features import Features, GridEncoder
-from pipelines.jobs import WORK_DIR, Item, Job, assign, plan_job
+from pipelines.jobs import JOB_FILE, WORK_DIR, Item, Job, assign, plan_job
 from pipelines.publication import (
     ORPHANS,
     TRAIN_SPLIT,
@@ -30,7 +30,8 @@ from pipelines.publication import (
     is_complete,
     shard_names,
 )
-from pipelines.shards import check_beam_args, run_job
+from pipelines.runner import check_beam_args
+from pipelines.shards import check_made, run_job, write_errors
 from pipelines.word_counts import write_vocabulary
 
 STAGE = "preprocess"
@@ -105,8 +106,9 @@ def preprocess(
 
     Raises:
       InvalidInput: unusable annotations or encoder, or another job's output directory.
+      NotRun: a dry run.
     """
-    check_beam_args(beam_args)
+    check_beam_args(beam_args, settings.output, *(source.images for source in settings.sources))
     inputs = read_inputs(settings.sources, settings.karpathy, STAGE)
     if TRAIN_SPLIT not in inputs.splits:
         raise InvalidInput(
@@ -123,9 +125,10 @@ def preprocess(
         split: assign(items, -(-len(items) // settings.shard_size))
         for split, items in sorted(inputs.splits.items())
     }
-    job = _plan(settings, inputs, shards, fields)
-    if is_complete(job):
-        return Outcome(_read_manifest(job), was_complete=True)
+    with write_errors(settings.output):
+        job = _plan(settings, inputs, shards, fields)
+        if is_complete(job):
+            return Outcome(_read_manifest(job), was_complete=True)
     _make_vocabulary(job, len(shards[TRAIN_SPLIT]), settings.min_word_count, beam_args)
     work = Features(
         make_encoder,
@@ -146,6 +149,7 @@ def preprocess(
         min_word_count=settings.min_word_count,
     )
     run_job(job, work, publication, beam_args)
+    check_made(job.path(records.MANIFEST_FILE))
     return Outcome(_read_manifest(job), was_complete=False)
 
 
@@ -170,7 +174,7 @@ def _plan(
 ) -> Job:
     """The job with its specs, new or the one to be resumed."""
     job = replace(_JOB, output=settings.output)
-    manifest, marker = job.path(records.MANIFEST_FILE), job.path(WORK_DIR)
+    manifest, marker = job.path(records.MANIFEST_FILE), job.path(JOB_FILE)
     if storage.exists(manifest) and not storage.exists(marker):
         raise InvalidInput(
             f"{settings.output} holds finished records without the {WORK_DIR} of their job, so "

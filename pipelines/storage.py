@@ -5,18 +5,27 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from model.errors import InvalidInput
+from pipelines.buckets import Writer, mend_s3, os_errors
 
 # Names an unfinished file; unique to the writer, so two never share one.
 TEMPORARY_MARK = ".tmp-"
 _WRITER = re.compile(re.escape(TEMPORARY_MARK) + r"(?P<host>.+)-(?P<pid>\d+)$")
 _RAW = {"compression_type": CompressionTypes.UNCOMPRESSED}
+
+mend_s3()
+
+
+def use_flags(beam_args: Sequence[str]) -> None:
+    """Give the filesystems Beam's flags in this process."""
+    FileSystems.set_options(PipelineOptions(list(beam_args)))
 
 
 def temporary_path(path: str) -> str:
@@ -24,12 +33,14 @@ def temporary_path(path: str) -> str:
     return f"{path}{TEMPORARY_MARK}{socket.gethostname()}-{os.getpid()}"
 
 
-def open_write(path: str) -> Any:
+@os_errors()
+def open_write(path: str) -> Writer:
     """Open a binary file for writing, making its directory where there are directories."""
     make_directory(FileSystems.split(path)[0])
-    return FileSystems.create(path, mime_type="application/octet-stream", **_RAW)
+    return Writer(FileSystems.create(path, mime_type="application/octet-stream", **_RAW))
 
 
+@os_errors()
 def rename(source: str, destination: str) -> None:
     """Move a finished file into place, over what may be there; raises on failure."""
     FileSystems.rename([source], [destination])
@@ -51,11 +62,13 @@ def absolute_path(path: str) -> str:
     return path if "://" in path else os.path.abspath(path)  # noqa: PTH100
 
 
+@os_errors()
 def exists(path: str) -> bool:
     """Whether a file or directory is there."""
     return bool(FileSystems.exists(path))
 
 
+@os_errors()
 def size(path: str) -> int | None:
     """Size of a file in bytes, or None when it is not there."""
     if not FileSystems.exists(path):
@@ -63,6 +76,7 @@ def size(path: str) -> int | None:
     return int(FileSystems.get_filesystem(path).size(path))
 
 
+@os_errors()
 def read_bytes(path: str, max_bytes: int = -1) -> bytes:
     """Read a whole file, or its first `max_bytes`; raises OSError (Beam's own error is one)."""
     with FileSystems.open(path, **_RAW) as file:
@@ -71,7 +85,7 @@ def read_bytes(path: str, max_bytes: int = -1) -> bytes:
 
 def read_json(path: str) -> Any:
     """The JSON in a file, or None when there is no such file."""
-    if not FileSystems.exists(path):
+    if not exists(path):
         return None
     return json.loads(read_bytes(path))
 
@@ -89,7 +103,7 @@ def concatenate(paths: Iterable[str], destination: str) -> None:
     temporary = temporary_path(destination)
     with open_write(temporary) as output:
         for path in paths:
-            with FileSystems.open(path, **_RAW) as file:
+            with os_errors(), FileSystems.open(path, **_RAW) as file:
                 shutil.copyfileobj(file, output)
     rename(temporary, destination)
 
@@ -120,7 +134,7 @@ def read_json_lines(path: str) -> list[Any]:
 
 def make_directory(path: str) -> None:
     """Make a directory and its parents; none is needed in a bucket."""
-    if path and not FileSystems.exists(path):
+    if path and FileSystems.get_filesystem(path).has_dirs() and not FileSystems.exists(path):
         try:
             FileSystems.mkdirs(path)
         except OSError:
@@ -129,6 +143,7 @@ def make_directory(path: str) -> None:
                 raise
 
 
+@os_errors()
 def match(pattern: str) -> list[str]:
     """Paths of the files that match a glob; none is fine."""
     found = FileSystems.match([pattern])
@@ -137,8 +152,7 @@ def match(pattern: str) -> list[str]:
 
 def delete_matching(pattern: str) -> None:
     """Delete the files that match a glob; none is fine."""
-    if paths := match(pattern):
-        FileSystems.delete(paths)
+    _delete(match(pattern))
 
 
 def delete_left_over(pattern: str) -> None:
@@ -146,7 +160,12 @@ def delete_left_over(pattern: str) -> None:
 
     A file of another host may be in the making, so it stays.
     """
-    if paths := [path for path in match(pattern) if _is_left_over(path)]:
+    _delete([path for path in match(pattern) if _is_left_over(path)])
+
+
+@os_errors()
+def _delete(paths: list[str]) -> None:
+    if paths:
         FileSystems.delete(paths)
 
 

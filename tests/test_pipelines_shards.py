@@ -16,7 +16,8 @@ from apache_beam.runners.runner import PipelineRunner
 from model.errors import CheckFailed, InvalidInput, ItemFailure, Reason
 from pipelines import storage
 from pipelines.jobs import Item, Job, ShardResult, plan_job
-from pipelines.shards import ProcessShard, check_beam_args, run_job
+from pipelines.runner import check_beam_args
+from pipelines.shards import ProcessShard, run_job
 from pipelines.sink import Sink
 
 PROCESSES = ("--direct_running_mode=multi_processing", "--direct_num_workers=2")

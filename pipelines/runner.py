@@ -1,0 +1,133 @@
+"""Beam's flags and runners: a pipeline of them, and what may be wrong with either."""
+
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import (
+    PipelineOptions,
+    SetupOptions,
+    StandardOptions,
+    TestOptions,
+)
+from apache_beam.runners import create_runner
+from apache_beam.runners.direct.direct_runner import BundleBasedDirectRunner, SwitchingDirectRunner
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+from model.errors import CaptionbeamError, CheckFailed, InvalidInput
+from pipelines import storage
+from pipelines.buckets import is_os_error, os_errors
+
+# Beam's bare default tries to download another runner first.
+_BEAM_DEFAULTS = ("--runner=FnApiRunner",)
+_LOCAL_RUNNERS = (FnApiRunner, SwitchingDirectRunner, BundleBasedDirectRunner)
+# Known by its name, since importing it needs the extra `gcp`.
+_DATAFLOW = "DataflowRunner"
+
+
+def check_beam_args(beam_args: Sequence[str], *paths: str) -> None:
+    """Give Beam its flags: from here on filesystems have theirs.
+
+    Args:
+      beam_args: Beam's own flags.
+      paths: files and directories that workers will reach.
+
+    Raises:
+      InvalidInput: Beam refuses them or has no such runner, the runner would run what is a dry
+        run, or its workers cannot reach one of the paths.
+    """
+    runner = type(make_pipeline(beam_args).runner).__name__
+    dry = is_dry_run(beam_args)
+    if dry and runner != _DATAFLOW:
+        raise InvalidInput(f"--dry_run: {runner} runs all the same, expected --runner={_DATAFLOW}")
+    local = [path for path in paths if "://" not in path]
+    if local and runner == _DATAFLOW and not dry:
+        raise InvalidInput(
+            f"{local[0]}: on this machine, where the workers of {_DATAFLOW} cannot reach it, "
+            "expected gs://… or s3://…"
+        )
+
+
+def is_dry_run(beam_args: Sequence[str]) -> bool:
+    """Whether Beam's flags ask that a job be built and not run."""
+    return bool(PipelineOptions(list(beam_args)).view_as(TestOptions).dry_run)
+
+
+def make_pipeline(beam_args: Sequence[str]) -> beam.Pipeline:
+    """A pipeline of these flags; raises InvalidInput where Beam refuses them."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            options = PipelineOptions([*_BEAM_DEFAULTS, *beam_args])
+            # The flags of some runners are known once these are loaded.
+            create_runner(options.view_as(StandardOptions).runner)
+            # Beam parses a flag when it first asks for it, which may be when shards are made.
+            options.get_all_options()
+        setup = options.view_as(SetupOptions)
+        if setup.setup_file is not None:
+            setup.setup_file = _setup_file(setup.setup_file)
+        with os_errors():
+            return beam.Pipeline(options=options)
+    except SystemExit as error:
+        # argparse says its usage on many lines, then what is wrong.
+        raise InvalidInput(
+            f"Beam: {one_line(said.getvalue().partition(': error: ')[2])}"
+        ) from error
+    # What loading and checking a runner by its name may raise.
+    except (ValueError, TypeError, AttributeError, ImportError, OSError) as error:
+        raise InvalidInput(f"Beam: {one_line(error)}") from error
+
+
+def _setup_file(path: str) -> str:
+    if not Path(path).is_file():
+        raise InvalidInput(
+            f"--setup_file {path}: no such file, expected setup.py of a checkout of captionbeam"
+        )
+    # Beam changes to its directory, which for a bare "setup.py" it takes to be "".
+    return storage.absolute_path(path)
+
+
+def dataflow_error(pipeline: beam.Pipeline, error: Exception) -> CaptionbeamError | None:
+    """What to say when Dataflow refuses a job or the job fails; None for any other error."""
+    if type(pipeline.runner).__name__ != _DATAFLOW:
+        return None
+    said = f"{_DATAFLOW}: {one_line(error)}"
+    if type(error).__name__ == "DataflowRuntimeException":
+        return CheckFailed(f"{said}; see the log of its job, then repeat the command")
+    # Of staging: RuntimeError.
+    if is_os_error(error) or isinstance(error, RuntimeError):
+        return InvalidInput(f"{said}; see that project, region, buckets and credentials are right")
+    return None
+
+
+@contextmanager
+def quiet(pipeline: beam.Pipeline) -> Iterator[None]:
+    """Silence a local runner, whose log repeats a traceback that the exception carries once."""
+    logger = logging.getLogger("apache_beam")
+    level = logger.level
+    if isinstance(pipeline.runner, _LOCAL_RUNNERS):
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def closing_client(pipeline: beam.Pipeline) -> Iterator[None]:
+    """Close the connection to a cluster, on which DaskRunner keeps results for as long as it is."""
+    try:
+        yield
+    finally:
+        # There is no result where no job was started.
+        client = getattr(getattr(pipeline, "result", None), "client", None)
+        if client is not None:
+            client.close()
+
+
+def one_line(said: object) -> str:
+    """The text of an error without line breaks."""
+    return " ".join(str(said).split())
