@@ -39,7 +39,10 @@ def check_beam_args(beam_args: Sequence[str], *paths: str) -> None:
       InvalidInput: Beam refuses them or has no such runner, the runner would run what is a dry
         run, or its workers cannot reach one of the paths.
     """
-    runner = type(make_pipeline(beam_args).runner).__name__
+    # Before Beam is asked: to make a pipeline for Dataflow, it looks at buckets.
+    with _refusals():
+        name = _parse(beam_args).view_as(StandardOptions).runner
+        runner = type(create_runner(name)).__name__
     dry = is_dry_run(beam_args)
     if dry and runner != _DATAFLOW:
         raise InvalidInput(f"--dry_run: {runner} runs all the same, expected --runner={_DATAFLOW}")
@@ -49,6 +52,7 @@ def check_beam_args(beam_args: Sequence[str], *paths: str) -> None:
             f"{local[0]}: on this machine, where the workers of {_DATAFLOW} cannot reach it, "
             "expected gs://… or s3://…"
         )
+    make_pipeline(beam_args)
 
 
 def is_dry_run(beam_args: Sequence[str]) -> bool:
@@ -58,6 +62,11 @@ def is_dry_run(beam_args: Sequence[str]) -> bool:
 
 def make_pipeline(beam_args: Sequence[str]) -> beam.Pipeline:
     """A pipeline of these flags; raises InvalidInput where Beam refuses them."""
+    with _refusals(), os_errors():
+        return beam.Pipeline(options=_parse(beam_args))
+
+
+def _parse(beam_args: Sequence[str]) -> PipelineOptions:
     said = io.StringIO()
     try:
         with redirect_stderr(said):
@@ -66,17 +75,22 @@ def make_pipeline(beam_args: Sequence[str]) -> beam.Pipeline:
             create_runner(options.view_as(StandardOptions).runner)
             # Beam parses a flag when it first asks for it, which may be when shards are made.
             options.get_all_options()
-        setup = options.view_as(SetupOptions)
-        if setup.setup_file is not None:
-            setup.setup_file = _setup_file(setup.setup_file)
-        with os_errors():
-            return beam.Pipeline(options=options)
     except SystemExit as error:
         # argparse says its usage on many lines, then what is wrong.
         raise InvalidInput(
             f"Beam: {one_line(said.getvalue().partition(': error: ')[2])}"
         ) from error
-    # What loading and checking a runner by its name may raise.
+    setup = options.view_as(SetupOptions)
+    if setup.setup_file is not None:
+        setup.setup_file = _setup_file(setup.setup_file)
+    return options
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Say in one line what loading and checking a runner by its name may raise."""
+    try:
+        yield
     except (ValueError, TypeError, AttributeError, ImportError, OSError) as error:
         raise InvalidInput(f"Beam: {one_line(error)}") from error
 

@@ -301,7 +301,6 @@ def test_workers_elsewhere_know_the_flags_of_the_bucket(
         ) as cluster:
             runner = "--runner=apache_beam.runners.dask.dask_runner.DaskRunner"
             address = f"--dask_client_address={cluster.scheduler_address}"
-            flags = (runner, address, "--dask_partition_size=1")
-            assert make(world, bucket, *flags) == expected
+            assert make(world, bucket, runner, address, "--dask_partition_size=1") == expected
     processes = set((world.parent / "bucket.log").read_text().split())
     assert str(os.getpid()) not in processes
