@@ -4,6 +4,7 @@
       InvalidInput              exit 2: arguments or inputs that cannot be used
         RecordsMismatch         records, vocabulary and checkpoint do not belong together
       CheckFailed               exit 1: the job ran, and a check or threshold failed
+      NotRun                    exit 0: it was only asked whether the job can be built, and it can
     ItemFailure                 one image or caption; becomes a row, never ends a job
 
 Messages say what was got, what was expected and what to do.
@@ -30,6 +31,12 @@ class CheckFailed(CaptionbeamError):
     """The job ran to its end and what it produced did not pass."""
 
     exit_code = 1
+
+
+class NotRun(CaptionbeamError):
+    """A dry run: the job was built and nothing was made."""
+
+    exit_code = 0
 
 
 class Reason(StrEnum):

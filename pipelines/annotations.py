@@ -11,9 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TextIO
 
-from apache_beam.io.filesystem import CompressionTypes
-from apache_beam.io.filesystems import FileSystems
-
 from model.errors import InvalidInput
 from pipelines import storage
 
@@ -81,7 +78,7 @@ def id_of_name(name: str) -> int:
 def open_text(path: str, expected: str, newline: str = "\n") -> Iterator[TextIO]:
     """Open a UTF-8 file of any Beam filesystem; InvalidInput says what was expected of it."""
     try:
-        with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        with storage.open_read(path) as file:
             yield io.TextIOWrapper(file, encoding="utf-8-sig", newline=newline)
     except UnicodeDecodeError as error:
         line = _line_of_bad_text(path)

@@ -78,10 +78,11 @@ def caption_all(
     from pipelines.captioning import CaptionSettings, CaptionShard
     from pipelines.jobs import Job
     from pipelines.ledger import WriteSummary, is_complete, read_ledger
-    from pipelines.shards import check_beam_args, hold_output, run_job
+    from pipelines.runner import check_beam_args
+    from pipelines.shards import hold_output, run_job
     from pipelines.sources import list_sources
 
-    check_beam_args(beam_args)
+    check_beam_args(beam_args, config.output)
     AddressRules(config.allow_private)
     _check_apart(where, config.output)
     found = list_sources(where, columns)

@@ -12,7 +12,8 @@ from pipelines.plan import unplanned_job
 from pipelines.published_check import is_of_another_version
 from pipelines.records_check import Report, check_records
 from pipelines.records_repair import repair_records
-from pipelines.shards import check_beam_args, hold_output
+from pipelines.runner import check_beam_args
+from pipelines.shards import hold_output
 
 # The names of more shards than these fill a screen.
 _NAMED = 20

@@ -8,9 +8,6 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
-from apache_beam.io.filesystem import CompressionTypes
-from apache_beam.io.filesystems import FileSystems
-
 from model.errors import InvalidInput
 from pipelines import storage
 
@@ -37,7 +34,7 @@ def read_lists(path: str, handlers: Mapping[str, Handler], expected: str) -> set
       InvalidInput: missing, or not JSON.
     """
     try:
-        with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        with storage.open_read(path) as file:
             return _read_object(_Window(file), handlers)
     except OSError as error:
         raise InvalidInput(f"{path}: cannot be read ({error}), expected {expected}") from error

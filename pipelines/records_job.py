@@ -31,7 +31,8 @@ from pipelines.plan import (
     unplanned_job,
 )
 from pipelines.publication import Publication, is_complete
-from pipelines.shards import check_beam_args, hold_output, run_job
+from pipelines.runner import check_beam_args
+from pipelines.shards import check_made, hold_output, run_job
 from pipelines.source_flags import Source
 from pipelines.tar_images import is_tar
 from pipelines.word_counts import write_vocabulary
@@ -114,8 +115,9 @@ def preprocess(
 
     Raises:
       InvalidInput: unusable annotations or encoder, or another job's output directory.
+      NotRun: a dry run.
     """
-    check_beam_args(beam_args)
+    check_beam_args(beam_args, settings.output, *(source.images for source in settings.sources))
     inputs = read_inputs(settings.sources, settings.selection, STAGE)
     if TRAIN_SPLIT not in inputs.splits:
         raise InvalidInput(
@@ -177,6 +179,7 @@ def carry_out(
         write_vocabulary(specs, vocabulary, plan.min_word_count, beam_args)
     work = Features(make_encoder, shared, vocabulary, plan.feature_settings(read_threads))
     run_job(job, work, Publication(replace(job, specs=()), plan), beam_args)
+    check_made(job.path(records.MANIFEST_FILE))
 
 
 def read_manifest(job: Job) -> records.Manifest:

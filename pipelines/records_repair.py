@@ -20,7 +20,7 @@ from pipelines.plan import ORPHANS, TRAIN_SPLIT, VOCABULARY, Plan
 from pipelines.published_check import is_of_another_version
 from pipelines.records_check import Report
 from pipelines.records_job import carry_out, read_manifest
-from pipelines.shards import check_beam_args
+from pipelines.runner import check_beam_args
 
 _SHORT = 12
 

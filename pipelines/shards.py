@@ -8,23 +8,17 @@ runners lose those silently.
 """
 
 import base64
-import io
 import json
-import logging
 import re
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Protocol
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.runners.direct.direct_runner import BundleBasedDirectRunner, SwitchingDirectRunner
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.transforms.combiners import ToListCombineFn
 
-from model.errors import CaptionbeamError, CheckFailed, InvalidInput
+from model.errors import CaptionbeamError, CheckFailed, InvalidInput, NotRun
 from pipelines import storage, tally
 from pipelines.jobs import (
     LEASE_DIR,
@@ -37,19 +31,21 @@ from pipelines.jobs import (
     unusable,
 )
 from pipelines.lease import EXPIRES_AFTER_S, hold
+from pipelines.runner import (
+    closing_client,
+    is_dry_run,
+    is_local,
+    make_pipeline,
+    one_line,
+    quiet,
+    runner_error,
+)
 from pipelines.sink import Sink
 from pipelines.watch import shown
 
 # Carries one of our errors through Beam, which keeps only an exception's text, and may quote it;
 # Base64 has nothing to quote.
 _ERROR_MARK = "captionbeam-error: "
-# Beam's bare default tries to download another runner first.
-_BEAM_DEFAULTS = ("--runner=FnApiRunner",)
-# The threads in which a local runner stays in touch with its worker processes, and what it says
-# when one was killed.
-_WORKER_THREADS = ("run_worker", "beam_control_read", "read_grpc_client_inputs")
-_WORKER_GONE = re.compile("Channel closed prematurely|Worker subprocess exited")
-_LOCAL_RUNNERS = (FnApiRunner, SwitchingDirectRunner, BundleBasedDirectRunner)
 
 
 class ShardWork(Protocol):
@@ -62,10 +58,23 @@ class ShardWork(Protocol):
         """Give every item to `sink` exactly once, in order."""
 
 
-class ProcessShard(beam.DoFn):
+class FileDoFn(beam.DoFn):
+    """A DoFn that reaches files; brings the filesystems' flags to where Beam does not (Dask)."""
+
+    def __init__(self, beam_args: Sequence[str] = ()) -> None:
+        self._beam_args = tuple(beam_args)
+
+    def setup(self) -> None:
+        """Called by the runner in every process."""
+        if self._beam_args:
+            storage.use_flags(self._beam_args)
+
+
+class ProcessShard(FileDoFn):
     """ShardSpec → ShardResult; reads, works, writes and renames inside one element."""
 
-    def __init__(self, job: Job, work: ShardWork) -> None:
+    def __init__(self, job: Job, work: ShardWork, beam_args: Sequence[str] = ()) -> None:
+        super().__init__(beam_args)
         # The specs arrive as elements; a job of a million shards must not travel in the DoFn.
         self._job = replace(job, specs=())
         self._work = work
@@ -93,10 +102,16 @@ class ProcessShard(beam.DoFn):
             sink.abandon()
 
 
-class Publish(beam.DoFn):
+class Publish(FileDoFn):
     """All results, in the order of their names → the file that says the output is complete."""
 
-    def __init__(self, job: Job, publish: Callable[[list[ShardResult]], None]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        publish: Callable[[list[ShardResult]], None],
+        beam_args: Sequence[str] = (),
+    ) -> None:
+        super().__init__(beam_args)
         self._output, self._lease, self._publish = job.output, job.lease, publish
 
     def process(self, results: list[ShardResult]) -> Iterator[int]:
@@ -116,13 +131,14 @@ def hold_output(job: Job, beam_args: Sequence[str]) -> Iterator[Job]:
       InvalidInput: another launch holds it, or it cannot be written or read.
     """
     check_name(job.output)
-    local = isinstance(_make_pipeline(beam_args).runner, _LOCAL_RUNNERS)
     with ExitStack() as stack:
         try:
-            lease = stack.enter_context(hold(job.output, job.path(LEASE_DIR), local))
+            lease = stack.enter_context(
+                hold(job.output, job.path(LEASE_DIR), local=is_local(beam_args))
+            )
         except OSError as error:
             raise unusable(job.output, error) from error
-        with _write_errors(job.output):
+        with write_errors(job.output):
             yield replace(job, lease=lease)
 
 
@@ -137,21 +153,38 @@ def run_job(
     Raises:
       CaptionbeamError: as `work` raised it in whatever process it ran.
       InvalidInput: OUTPUT cannot be written or read, or another launch took over.
+      NotRun: --dry_run, and the job could be built.
     """
-    with _write_errors(job.output):
+    with write_errors(job.output):
         _delete_temporary_files(job)
     with shown(job), run_pipeline(beam_args) as pipeline:
         _ = (
             pipeline
             | "Specs" >> beam.Create(job.specs)
             | "Spread" >> beam.Reshuffle()
-            | "Process" >> beam.ParDo(ProcessShard(job, work))
+            | "Process" >> beam.ParDo(ProcessShard(job, work, beam_args))
             | "Collect" >> beam.CombineGlobally(ToListCombineFn())
-            | "Publish" >> beam.ParDo(Publish(job, publish))
+            | "Publish" >> beam.ParDo(Publish(job, publish, beam_args))
         )
-    with _write_errors(job.output):
-        # Those of a killed launch's workers, which end when they find that they lost the lease.
+    with write_errors(job.output):
+        # Of a worker that was killed and whose shard another one made, and of a killed launch's
+        # workers, which end when they find that they lost the lease.
         _delete_temporary_files(job)
+    if is_dry_run(beam_args):
+        raise NotRun(
+            f"dry run: the job of {len(job.specs)} shards was built and not run; to run it, "
+            "leave --dry_run out"
+        )
+
+
+def check_made(path: str) -> None:
+    """Raise CheckFailed where a runner says that it is done and has not made a job's last file."""
+    with write_errors(path):
+        made = storage.exists(path)
+    if not made:
+        raise CheckFailed(
+            f"{path}: the runner ended without it; see the log of its job, then repeat the command"
+        )
 
 
 def _delete_temporary_files(job: Job) -> None:
@@ -171,7 +204,7 @@ def carried_errors(output: str) -> Iterator[None]:
       output: what cannot be written or read when an OSError comes.
     """
     try:
-        with _write_errors(output):
+        with write_errors(output):
             yield
     except CaptionbeamError as error:
         text = json.dumps({"exit_code": error.exit_code, "message": str(error)})
@@ -179,81 +212,32 @@ def carried_errors(output: str) -> Iterator[None]:
 
 
 @contextmanager
-def _write_errors(output: str) -> Iterator[None]:
+def write_errors(output: str) -> Iterator[None]:
+    """Raise an OSError as InvalidInput that names OUTPUT and says it in one line."""
     try:
         yield
     # Beam's own error is an OSError, too.
     except OSError as error:
         raise InvalidInput(
-            f"{output}: cannot be written or read ({_one_line(error)}); see that it can and has "
+            f"{output}: cannot be written or read ({one_line(error)}); see that it can and has "
             "free space, then repeat the command"
         ) from error
-
-
-def check_beam_args(beam_args: Sequence[str]) -> None:
-    """Raise InvalidInput where Beam refuses its flags or has no such runner."""
-    _make_pipeline(beam_args)
 
 
 @contextmanager
 def run_pipeline(beam_args: Sequence[str]) -> Iterator[beam.Pipeline]:
     """A pipeline that runs when the block ends; turns our own errors back into themselves."""
-    made = _make_pipeline(beam_args)
+    made = make_pipeline(beam_args)
     try:
-        with _quiet(made), made as pipeline:
+        with quiet(made), closing_client(made), made as pipeline:
             yield pipeline
     # A runner raises RuntimeError, BeamAssertException, grpc errors …: what it carries counts.
     except Exception as error:
         carried = re.search(_ERROR_MARK + r"([\w+/=]+)", str(error))
-        if carried is None and _WORKER_GONE.search(str(error)):
-            raise InvalidInput(
-                "a worker process ended amid its work (killed, or out of memory?); see that there "
-                "is memory for --direct_num_workers of them, then repeat the command"
-            ) from error
         if carried is None:
+            if (said := runner_error(made, error)) is not None:
+                raise said from error
             raise
         fields = json.loads(base64.b64decode(carried[1]))
         kind = CheckFailed if fields["exit_code"] == CheckFailed.exit_code else InvalidInput
         raise kind(fields["message"]) from error
-
-
-def _make_pipeline(beam_args: Sequence[str]) -> beam.Pipeline:
-    said = io.StringIO()
-    try:
-        with redirect_stderr(said):
-            options = PipelineOptions([*_BEAM_DEFAULTS, *beam_args])
-            # Beam parses a flag when it first asks for it, which may be when shards are made.
-            options.get_all_options()
-        return beam.Pipeline(options=options)
-    except SystemExit as error:
-        # argparse says its usage on many lines, then what is wrong.
-        raise InvalidInput(
-            f"Beam: {_one_line(said.getvalue().partition(': error: ')[2])}"
-        ) from error
-    # What loading and checking a runner by its name may raise.
-    except (ValueError, TypeError, AttributeError, ImportError) as error:
-        raise InvalidInput(f"Beam: {_one_line(error)}") from error
-
-
-@contextmanager
-def _quiet(pipeline: beam.Pipeline) -> Iterator[None]:
-    """Silence a local runner, which repeats in log and threads what the exception carries once."""
-    logger, hook = logging.getLogger("apache_beam"), threading.excepthook
-    level = logger.level
-
-    def say(args: threading.ExceptHookArgs) -> None:
-        if args.thread is None or args.thread.name not in _WORKER_THREADS:
-            hook(args)
-
-    if isinstance(pipeline.runner, _LOCAL_RUNNERS):
-        logger.setLevel(logging.CRITICAL)
-        threading.excepthook = say
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        threading.excepthook = hook
-
-
-def _one_line(said: object) -> str:
-    return " ".join(str(said).split())

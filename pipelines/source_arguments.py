@@ -99,7 +99,7 @@ def read_vocabulary(args: argparse.Namespace) -> "Vocabulary | None":
         return None
     from model.vocabulary import Vocabulary
     from pipelines import storage
-    from pipelines.shards import check_beam_args
+    from pipelines.runner import check_beam_args
 
     if args.min_word_count is not None:
         raise InvalidInput(

@@ -6,21 +6,30 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from apache_beam.io.filesystem import CompressionTypes, FileMetadata
 from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from model.errors import InvalidInput
 from pipelines import processes
+from pipelines.buckets import Writer, mend_s3, os_errors
 
 # Names an unfinished file; unique to the writer, so two never share one.
 TEMPORARY_MARK = ".tmp-"
 _WRITER = re.compile(re.escape(TEMPORARY_MARK) + r"(?P<host>.+)-(?P<pid>\d+)-(?P<started>\d+)-\d+$")
 _NUMBERS = itertools.count()
 _RAW = {"compression_type": CompressionTypes.UNCOMPRESSED}
+
+mend_s3()
+
+
+def use_flags(beam_args: Sequence[str]) -> None:
+    """Give the filesystems Beam's flags in this process."""
+    FileSystems.set_options(PipelineOptions(list(beam_args)))
 
 
 def temporary_path(path: str) -> str:
@@ -34,17 +43,25 @@ def temporary_path(path: str) -> str:
     return f"{path}{TEMPORARY_MARK}{name}"
 
 
-def open_write(path: str) -> Any:
+@os_errors()
+def open_write(path: str) -> Writer:
     """Open a binary file for writing, making its directory where there are directories."""
     make_directory(FileSystems.split(path)[0])
-    return FileSystems.create(path, mime_type="application/octet-stream", **_RAW)
+    return Writer(FileSystems.create(path, mime_type="application/octet-stream", **_RAW))
 
 
-def open_read(path: str) -> Any:
-    """Open a binary file for reading from its beginning; raises OSError."""
-    return FileSystems.open(path, **_RAW)
+@contextmanager
+def open_read(path: str) -> Iterator[Any]:
+    """A binary file, open for reading from its beginning while the block runs.
+
+    Raises:
+      OSError: also from reads inside the block; a bucket may look late whether it is there.
+    """
+    with os_errors(), FileSystems.open(path, **_RAW) as file:
+        yield file
 
 
+@os_errors()
 def rename(source: str, destination: str) -> None:
     """Move a finished file into place, over what may be there; raises on failure."""
     FileSystems.rename([source], [destination])
@@ -131,11 +148,13 @@ def absolute_path(path: str) -> str:
     return path if "://" in path else os.path.abspath(path)  # noqa: PTH100
 
 
+@os_errors()
 def exists(path: str) -> bool:
     """Whether a file or directory is there."""
     return bool(FileSystems.exists(path))
 
 
+@os_errors()
 def size(path: str) -> int | None:
     """Size of a file in bytes, or None when it is not there."""
     if not FileSystems.exists(path):
@@ -145,13 +164,13 @@ def size(path: str) -> int | None:
 
 def read_bytes(path: str, max_bytes: int = -1) -> bytes:
     """Read a whole file, or its first `max_bytes`; raises OSError (Beam's own error is one)."""
-    with FileSystems.open(path, **_RAW) as file:
+    with open_read(path) as file:
         return file.read() if max_bytes < 0 else file.read(max_bytes)
 
 
 def read_json(path: str) -> Any:
     """The JSON in a file, or None when there is no such file."""
-    if not FileSystems.exists(path):
+    if not exists(path):
         return None
     return json.loads(read_bytes(path))
 
@@ -166,7 +185,7 @@ def concatenate(paths: Iterable[str], destination: str) -> None:
     """Write the files one after the other into one, by rename."""
     with replacing(destination) as output:
         for path in paths:
-            with FileSystems.open(path, **_RAW) as file:
+            with open_read(path) as file:
                 shutil.copyfileobj(file, output)
 
 
@@ -196,7 +215,7 @@ def read_json_lines(path: str) -> list[Any]:
 
 def make_directory(path: str) -> None:
     """Make a directory and its parents; none is needed in a bucket."""
-    if path and not FileSystems.exists(path):
+    if path and FileSystems.get_filesystem(path).has_dirs() and not FileSystems.exists(path):
         try:
             FileSystems.mkdirs(path)
         except OSError:
@@ -210,6 +229,7 @@ def match(pattern: str) -> list[str]:
     return [file.path for file in list_files(pattern)]
 
 
+@os_errors()
 def list_files(pattern: str) -> list[FileMetadata]:
     """The files that match a glob: path, size and time of writing by the filesystem's clock."""
     return [file for result in FileSystems.match([pattern]) for file in result.metadata_list]
@@ -219,7 +239,8 @@ def delete(*paths: str) -> None:
     """Delete files; one that is not there is fine, as another process may have deleted it."""
     try:
         if paths:
-            FileSystems.delete(list(paths))
+            with os_errors():
+                FileSystems.delete(list(paths))
     except OSError:
         if any(map(exists, paths)):
             raise

@@ -14,9 +14,6 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
-from apache_beam.io.filesystem import CompressionTypes
-from apache_beam.io.filesystems import FileSystems
-
 from model.errors import InvalidInput, ItemFailure, Reason
 from pipelines import storage
 
@@ -135,17 +132,13 @@ def read_member(tar: str, offset: int, size: int, max_bytes: int) -> bytes:
       ItemFailure: TRUNCATED, the tar ends within it.
     """
     wanted = min(size, max_bytes)
-    with _open(tar) as file:
+    with storage.open_read(tar) as file:
         data = _read_at(file, offset, wanted)
     if len(data) < wanted:
         raise ItemFailure(
             Reason.TRUNCATED, f"{tar} ends after {len(data)} of its {size} bytes; make it again"
         )
     return data
-
-
-def _open(path: str) -> Any:
-    return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
 
 
 def _read_at(file: Any, offset: int, size: int) -> bytes:
@@ -188,7 +181,7 @@ def _index_tar(
 ) -> tuple[str, tuple[dict[str, Member], int | None]]:
     """Members by name, and the byte at which a tar that has no proper end is cut."""
     try:
-        with _open(path) as file:
+        with storage.open_read(path) as file:
             return path, _read_headers(path, file, wanted)
     except OSError as error:
         raise InvalidInput(f"images {path}: cannot be read ({error}), expected a tar") from error

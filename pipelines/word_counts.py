@@ -13,7 +13,8 @@ from model.errors import InvalidInput, ItemFailure
 from model.vocabulary import SPECIALS, Vocabulary
 from pipelines import coco, storage
 from pipelines.lease import Lease
-from pipelines.shards import carried_errors, run_pipeline
+from pipelines.runner import is_dry_run
+from pipelines.shards import FileDoFn, carried_errors, check_made, run_pipeline
 
 
 def write_vocabulary(
@@ -34,17 +35,20 @@ def write_vocabulary(
 
     Raises:
       InvalidInput: no word is seen that often, or another launch took over.
+      CheckFailed: the runner made no vocabulary.
     """
     with run_pipeline(beam_args) as pipeline:
         _ = (
             pipeline
             | "Specs" >> beam.Create(specs)
             | "Spread" >> beam.Reshuffle()
-            | "Words" >> beam.FlatMap(word_counts)
+            | "Words" >> beam.ParDo(_Words(beam_args))
             | "Count" >> beam.CombinePerKey(sum)
             | "Collect" >> beam.CombineGlobally(ToListCombineFn())
-            | "Publish" >> beam.ParDo(_Publish(path, min_count, lease))
+            | "Publish" >> beam.ParDo(_Publish(path, min_count, beam_args, lease))
         )
+    if not is_dry_run(beam_args):
+        check_made(path)
 
 
 def word_counts(spec: str) -> Iterator[tuple[str, int]]:
@@ -60,10 +64,20 @@ def word_counts(spec: str) -> Iterator[tuple[str, int]]:
     yield from counts.items()
 
 
-class _Publish(beam.DoFn):
+class _Words(FileDoFn):
+    """Path of a spec file → its (word, count)."""
+
+    def process(self, spec: str) -> Iterator[tuple[str, int]]:
+        yield from word_counts(spec)
+
+
+class _Publish(FileDoFn):
     """All (word, count) → vocabulary.json."""
 
-    def __init__(self, path: str, min_count: int, lease: Lease | None) -> None:
+    def __init__(
+        self, path: str, min_count: int, beam_args: Sequence[str], lease: Lease | None
+    ) -> None:
+        super().__init__(beam_args)
         self._path, self._min_count, self._lease = path, min_count, lease
 
     def process(self, counts: list[tuple[str, int]]) -> Iterator[int]:

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -471,24 +472,20 @@ def test_a_check_holds_one_record_of_a_shard_at_a_time(
     opened = records_check.storage.open_read
 
     class Watched:
-        def __init__(self, path: str) -> None:
-            self.file = opened(path)
-
-        def __enter__(self) -> "Watched":
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            self.file.close()
+        def __init__(self, file: Any) -> None:
+            self.file = file
 
         def read(self, size: int) -> bytes:
             data: bytes = self.file.read(size)
             asked.append(len(data))
             return data
 
-    monkeypatch.setattr(
-        "pipelines.shard_check.storage.open_read",
-        lambda path: Watched(path) if path.endswith(".tfrecord") else opened(path),
-    )
+    @contextmanager
+    def watched(path: str) -> Iterator[Any]:
+        with opened(path) as file:
+            yield Watched(file) if path.endswith(".tfrecord") else file
+
+    monkeypatch.setattr("pipelines.shard_check.storage.open_read", watched)
     assert records_check.check_records(str(output)).faults == ()
     size = GRID_SHAPE[0] * GRID_SHAPE[1] * 2
     assert size < max(asked) < 5 * size

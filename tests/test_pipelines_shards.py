@@ -19,7 +19,8 @@ from pipelines import storage
 from pipelines.jobs import Item, Job, ShardResult, plan_job
 from pipelines.lease import EXPIRES_AFTER_S
 from pipelines.processes import start_of, this_process
-from pipelines.shards import ProcessShard, check_beam_args, hold_output, run_job
+from pipelines.runner import check_beam_args
+from pipelines.shards import ProcessShard, hold_output, run_job
 from pipelines.sink import Sink
 
 PROCESSES = ("--direct_running_mode=multi_processing", "--direct_num_workers=2")

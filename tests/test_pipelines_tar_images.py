@@ -14,7 +14,7 @@ from pipelines import tar_images
 from pipelines.coco import read_inputs
 from pipelines.image_files import read_item
 from pipelines.jobs import Item
-from pipelines.shards import check_beam_args
+from pipelines.runner import check_beam_args
 from pipelines.source_flags import Source
 from pipelines.tar_images import is_tar
 
@@ -299,7 +299,7 @@ def test_the_index_reads_headers_alone(tmp_path: Path, monkeypatch: pytest.Monke
             read += len(data)
             return data
 
-    monkeypatch.setattr(tar_images, "_open", lambda path: Counting(path))
+    monkeypatch.setattr(tar_images.storage, "open_read", lambda path: Counting(path))
     assert len(items(tmp_path, tar, *members)) == 50
     # A header a member, and a byte before each for tarfile to see that the body is there.
     assert read <= 50 * (BLOCK + 1) + 4 * BLOCK
@@ -382,7 +382,7 @@ class Bucket(io.RawIOBase):
 def test_of_s3_only_the_member_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     bucket = Bucket(bytes(range(256)) * 8)
     reader = io.BufferedReader(bucket, buffer_size=2**20)
-    monkeypatch.setattr(tar_images, "_open", lambda _: reader)
+    monkeypatch.setattr(tar_images.storage, "open_read", lambda _: reader)
     assert tar_images.read_member("s3://b/a.tar", 256, 1000, 5000) == bucket.data[256:1256]
     assert sum(bucket.fetched) == 1000
 
@@ -400,7 +400,7 @@ def test_of_gcs_only_the_member_is_fetched(monkeypatch: pytest.MonkeyPatch) -> N
             return data[start : end + 1]
 
     reader = storage.BlobReader(Blob(), chunk_size=16 * 2**20)
-    monkeypatch.setattr(tar_images, "_open", lambda _: reader)
+    monkeypatch.setattr(tar_images.storage, "open_read", lambda _: reader)
     assert tar_images.read_member("gs://b/a.tar", 256, 1000, 5000) == data[256:1256]
     [(start, end)] = ranges
     assert start == 256
