@@ -11,6 +11,7 @@ from typing import Any
 
 import distributed
 import pytest
+from google.cloud.storage.fileio import BlobWriter
 
 import captionbeam
 from model.errors import InvalidInput
@@ -18,7 +19,16 @@ from pipelines import storage
 from pipelines.coco import Source
 from pipelines.records_job import PreprocessSettings, preprocess
 from tests.cloud_fixtures import Bucket, gcs_bucket, s3_bucket
-from tests.preprocess_fixtures import FakeEncoder, calls, jpeg, published, settings, write_split
+from tests.preprocess_fixtures import (
+    FakeEncoder,
+    NotingEncoder,
+    calls,
+    jpeg,
+    processes,
+    published,
+    settings,
+    write_split,
+)
 
 SCHEMES = ("s3", "gs")
 
@@ -77,7 +87,7 @@ def make(world: Path, bucket: Bucket, *beam_args: str, **encoder: Any) -> Mappin
     """Preprocess in the bucket; returns what it holds then."""
     log = world.parent / "bucket.log"
     wanted = in_bucket(bucket, settings(world, "out"))
-    preprocess(wanted, (*bucket.flags, *beam_args), partial(FakeEncoder, log, **encoder))
+    preprocess(wanted, (*bucket.flags, *beam_args), partial(NotingEncoder, log, **encoder))
     return bucket.published("out")
 
 
@@ -182,6 +192,27 @@ def test_what_is_not_there_is_said_as_of_a_disk(bucket: Bucket) -> None:
         storage.read_bytes(path)
     with pytest.raises(OSError, match=r"NoSuchBucket|404"):
         storage.write_bytes(f"{bucket.url[:5]}none-such/file", b"data")
+
+
+@pytest.mark.parametrize("bucket", ["gs"], indirect=True)
+def test_what_could_not_be_uploaded_is_not_tried_again(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+    upload = BlobWriter._initiate_upload
+
+    def counted(self: BlobWriter) -> None:
+        tried.append(self)
+        upload(self)
+
+    monkeypatch.setattr(BlobWriter, "_initiate_upload", counted)
+    file = storage.open_write(f"{bucket.url[:5]}none-such/file")
+    file.write(b"data")
+    with pytest.raises(OSError, match="404"):
+        file.close()
+    # As Python does when it collects the file.
+    tried[0].close()
+    assert len(tried) == 1
 
 
 @pytest.fixture
@@ -302,5 +333,4 @@ def test_workers_elsewhere_know_the_flags_of_the_bucket(
             runner = "--runner=apache_beam.runners.dask.dask_runner.DaskRunner"
             address = f"--dask_client_address={cluster.scheduler_address}"
             assert make(world, bucket, runner, address, "--dask_partition_size=1") == expected
-    processes = set((world.parent / "bucket.log").read_text().split())
-    assert str(os.getpid()) not in processes
+    assert os.getpid() not in processes(world.parent / "bucket.log")
