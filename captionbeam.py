@@ -38,7 +38,9 @@ STAGES = {
     "preprocess": Stage(
         "pipelines.preprocess", "COCO annotations and images → TFRecords of grids", beam=True
     ),
-    "records": Stage("pipelines.show_records", "show what preprocess made, with a picture"),
+    "records": Stage(
+        "pipelines.show_records", "show what preprocess made, with a picture", beam=True
+    ),
     "train": Stage("model.train", "fit the attention decoder to records"),
     "evaluate": Stage("model.evaluate", "caption a split and score it as COCO does"),
     "export": Stage("export.export_model", "publish a SavedModel for TensorFlow Serving"),

@@ -10,7 +10,7 @@ are no credentials. `mend_s3` puts another client in its place.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
@@ -69,7 +69,15 @@ class Writer:
     @os_errors()
     def close(self) -> None:
         """Finish the file."""
-        self._file.close()
+        try:
+            self._file.close()
+        except Exception:
+            # Else Google's writer uploads again when it is collected, and that for two minutes
+            # where nothing answers.
+            if hasattr(self._file, "terminate"):
+                with suppress(Exception):
+                    self._file.terminate()
+            raise
 
 
 def mend_s3() -> None:

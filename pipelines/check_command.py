@@ -19,12 +19,17 @@ from pipelines.shards import hold_output
 _NAMED = 20
 
 
-def check(output: str) -> None:
+def check(output: str, beam_args: Sequence[str]) -> None:
     """Print what is wrong with a records directory, a line a file, or that it is sound.
+
+    Args:
+      output: RECORDS, on any Beam filesystem.
+      beam_args: Beam's own flags, which say how buckets are reached.
 
     Raises:
       CheckFailed: something is wrong; names what to make again and the command that does.
     """
+    check_beam_args(beam_args)
     report = check_records(output)
     _print_findings(report)
     if report.faults:

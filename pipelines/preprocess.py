@@ -118,7 +118,7 @@ def _check(args: argparse.Namespace) -> int:
     if args.repair:
         repair(output, args.beam_args)
     else:
-        check(output)
+        check(output, args.beam_args)
     return 0
 
 

@@ -4,7 +4,8 @@
     captionbeam records RECORDS --show 12 --split val --picture val.png
 
 With --show, the first N records of a split are printed and drawn: each photograph, as far as it
-can still be read, under the energy of its grid, with its captions.
+can still be read, under the energy of its grid, with its captions. Beam's flags for buckets
+(--s3_endpoint_url=… and the like) may follow.
 """
 
 import argparse
@@ -37,7 +38,11 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidInput(f"--show {args.show}, expected at least 1")
     import_tensorflow()
     from pipelines.records_view import open_view, print_records, print_summary
+    from pipelines.runner import check_beam_args
     from pipelines.storage import absolute_path
+
+    # They say how a bucket is reached.
+    check_beam_args(args.beam_args)
 
     view = open_view(absolute_path(args.records), args.split)
     print_summary(view)

@@ -12,6 +12,7 @@ from typing import Any
 
 import distributed
 import pytest
+from google.cloud.storage.fileio import BlobWriter
 
 import captionbeam
 from model.errors import InvalidInput
@@ -19,7 +20,16 @@ from pipelines import storage
 from pipelines.coco import Source
 from pipelines.records_job import PreprocessSettings, preprocess
 from tests.cloud_fixtures import Bucket, gcs_bucket, s3_bucket
-from tests.preprocess_fixtures import FakeEncoder, calls, jpeg, published, settings, write_split
+from tests.preprocess_fixtures import (
+    FakeEncoder,
+    NotingEncoder,
+    calls,
+    jpeg,
+    processes,
+    published,
+    settings,
+    write_split,
+)
 
 SCHEMES = ("s3", "gs")
 
@@ -76,7 +86,7 @@ def make(world: Path, bucket: Bucket, *beam_args: str, **encoder: Any) -> Mappin
     """Preprocess in the bucket; returns what it holds then."""
     log = world.parent / "bucket.log"
     wanted = in_bucket(bucket, settings(world, "out"))
-    preprocess(wanted, (*bucket.flags, *beam_args), partial(FakeEncoder, log, **encoder))
+    preprocess(wanted, (*bucket.flags, *beam_args), partial(NotingEncoder, log, **encoder))
     return bucket.published("out")
 
 
@@ -182,6 +192,27 @@ def test_what_is_not_there_is_said_as_of_a_disk(bucket: Bucket) -> None:
         storage.read_bytes(path)
     with pytest.raises(OSError, match=r"NoSuchBucket|404"):
         storage.write_bytes(f"{bucket.url[:5]}none-such/file", b"data")
+
+
+@pytest.mark.parametrize("bucket", ["gs"], indirect=True)
+def test_what_could_not_be_uploaded_is_not_tried_again(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+    upload = BlobWriter._initiate_upload
+
+    def counted(self: BlobWriter) -> None:
+        tried.append(self)
+        upload(self)
+
+    monkeypatch.setattr(BlobWriter, "_initiate_upload", counted)
+    file = storage.open_write(f"{bucket.url[:5]}none-such/file")
+    file.write(b"data")
+    with pytest.raises(OSError, match="404"):
+        file.close()
+    # As Python does when it collects the file.
+    tried[0].close()
+    assert len(tried) == 1
 
 
 @pytest.fixture
@@ -302,5 +333,32 @@ def test_workers_elsewhere_know_the_flags_of_the_bucket(
             runner = "--runner=apache_beam.runners.dask.dask_runner.DaskRunner"
             address = f"--dask_client_address={cluster.scheduler_address}"
             assert make(world, bucket, runner, address, "--dask_partition_size=1") == expected
-    processes = set((world.parent / "bucket.log").read_text().split())
-    assert str(os.getpid()) not in processes
+    assert os.getpid() not in processes(world.parent / "bucket.log")
+
+
+@both
+def test_records_in_a_bucket_are_checked_mended_and_shown(
+    world: Path,
+    bucket: Bucket,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    bucket.upload(world)
+    expected = make(world, bucket)
+    encoder = FakeEncoder(tmp_path / "repair.log")
+    monkeypatch.setattr("pipelines.records_repair.Encoder", lambda _: encoder)
+    check = ["preprocess", "--check", f"{bucket.url}/out", *bucket.flags]
+    assert captionbeam.main(check) == 0
+    shard = "out/val-00000-of-00001.tfrecord"
+    bucket.put(shard, bucket.get(shard)[:-1])
+    assert captionbeam.main(check) == 1
+    assert captionbeam.main([*check, "--repair"]) == 0
+    assert bucket.published("out") == expected
+    assert calls(tmp_path / "repair.log") == 1
+    capsys.readouterr()
+    picture = tmp_path / "records.png"
+    show = ["records", f"{bucket.url}/out", "--show=2", f"--picture={picture}", *bucket.flags]
+    assert captionbeam.main(show) == 0
+    assert "not read" not in capsys.readouterr().out
+    assert picture.stat().st_size > 10_000

@@ -151,6 +151,7 @@ def test_a_dry_run_says_that_it_made_nothing(dry_run: Run, world: Path) -> None:
     assert {path.name for path in (output / "_work").iterdir()} == {
         "annotation_failures.jsonl",
         "job.json",
+        "lease",
         "specs",
     }
     assert not (world / "log").exists()

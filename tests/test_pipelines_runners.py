@@ -13,7 +13,15 @@ import tensorflow as tf
 
 from model.encoder import EncoderSettings
 from pipelines.records_job import preprocess
-from tests.preprocess_fixtures import FakeEncoder, calls, published, settings, write_split
+from tests.preprocess_fixtures import (
+    FakeEncoder,
+    NotingEncoder,
+    calls,
+    processes,
+    published,
+    settings,
+    write_split,
+)
 from tests.test_pipelines_preprocess import spoil
 
 pytestmark = pytest.mark.slow
@@ -22,7 +30,7 @@ SHARD_SIZE = 3
 DASK = "--runner=apache_beam.runners.dask.dask_runner.DaskRunner"
 
 
-class KillingEncoder(FakeEncoder):
+class KillingEncoder(NotingEncoder):
     """Kills the first process that encodes, in the middle of its shard."""
 
     def __call__(self, images: np.ndarray, extents: np.ndarray | None = None) -> tf.Tensor:
@@ -51,7 +59,7 @@ def expected(world: Path) -> Mapping[str, bytes]:
     files = published(make(world, "in_memory"))
     assert len(files) == 7 + 2 + 3
     assert files["failures.jsonl"].count(b"\n") == 12
-    assert processes(world, "in_memory") == {os.getpid()}
+    assert processes(world / "in_memory.log") == {os.getpid()}
     return files
 
 
@@ -84,16 +92,11 @@ def make(
     world: Path,
     output: str,
     beam_args: tuple[str, ...] = (),
-    encoder: Callable[[Path], FakeEncoder] = FakeEncoder,
+    encoder: Callable[[Path], FakeEncoder] = NotingEncoder,
 ) -> Path:
     wanted = settings(world, output, shard_size=SHARD_SIZE)
     preprocess(wanted, beam_args, partial(encoder, world / f"{output}.log"))
     return world / output
-
-
-def processes(world: Path, output: str) -> set[int]:
-    """Those that encoded."""
-    return set(map(int, (world / f"{output}.log").read_text().split()))
 
 
 @pytest.mark.parametrize(
@@ -113,8 +116,8 @@ def test_threads_and_processes_publish_the_same_bytes(
     assert published(make(world, output, flags)) == expected
     assert calls(world / f"{output}.log") == calls(world / "in_memory.log")
     here = mode == "multi_threading"
-    assert (processes(world, output) == {os.getpid()}) == here
-    assert 1 <= len(processes(world, output)) <= workers
+    assert (processes(world / f"{output}.log") == {os.getpid()}) == here
+    assert 1 <= len(processes(world / f"{output}.log")) <= workers
 
 
 def test_dask_publishes_the_same_bytes(
@@ -123,7 +126,7 @@ def test_dask_publishes_the_same_bytes(
     workers = {worker.pid for worker in cluster.workers.values()}
     assert published(make(world, "dask", dask_flags(cluster))) == expected
     assert calls(world / "dask.log") == calls(world / "in_memory.log")
-    assert processes(world, "dask") <= workers
+    assert processes(world / "dask.log") <= workers
     # The connections of both pipelines, and what they hold on the cluster, are gone.
     with pytest.raises(ValueError, match="No clients found"):
         distributed.default_client()
@@ -137,7 +140,7 @@ def test_a_worker_that_dask_loses_changes_no_byte(
     # What the killed process was writing is gone, too.
     assert not list(output.rglob("*.tmp-*"))
     assert published(output) == expected
-    assert len(processes(world, "killed")) >= 2
+    assert len(processes(world / "killed.log")) >= 2
 
 
 def test_real_grids_are_the_same_bytes_from_two_processes(world: Path) -> None:
