@@ -52,6 +52,11 @@ class Writer:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return bool(self._file.closed)
+
     @os_errors()
     def write(self, data: bytes) -> int:
         """Append bytes; returns their number."""
