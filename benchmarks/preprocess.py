@@ -24,7 +24,7 @@ from model.runtimes import OPENVINO, TENSORFLOW
 from pipelines.records_job import PreprocessSettings, preprocess
 from pipelines.source_flags import Source
 
-COUNT = 1_280
+COUNT = 960
 TARGET = 0.92
 
 

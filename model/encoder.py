@@ -85,6 +85,7 @@ class Encoder:
     """
 
     def __init__(self, settings: EncoderSettings) -> None:
+        runtimes.check_installed(settings.runtime)
         self.settings = settings
         self.network = resnet50.build(settings.weights, settings.image_size, settings.precision)
         # Batch normalisation must keep its stored statistics: frozen means frozen.

@@ -145,7 +145,7 @@ class Manifest:
       max_words: words of a caption beyond which it is cut.
       splits: shards by split name.
       ledger: {"inputs", "written", "failed": {reason: images}, "skipped"} over images.
-      caption_ledger: {"inputs", "written", "failed": {reason: captions}, "cut"}.
+      caption_ledger: {"inputs", "written", "failed": {reason: captions}, "skipped", "cut"}.
       compression: how records keep their grids; one of COMPRESSIONS.
       flip_copies: records of the training split that are mirror images; None where none were
         asked for.

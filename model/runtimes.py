@@ -60,17 +60,25 @@ def resolve(runtime: str = TENSORFLOW, precision: str = AUTO) -> dict[str, str]:
     ):
         if value not in valid:
             raise InvalidInput(f"{name} {value!r}, expected one of {', '.join(valid)}")
-    installed = importlib.util.find_spec("openvino") is not None
-    if runtime == OPENVINO and not installed:
+    if runtime == AUTO:
+        runtime = OPENVINO if _is_installed() and not has_gpu() else TENSORFLOW
+    check_installed(runtime)
+    if precision == AUTO:
+        precision = MIXED_FLOAT16 if runtime == TENSORFLOW and has_gpu() else FLOAT32
+    return {"runtime": runtime, "precision": precision}
+
+
+def check_installed(runtime: str) -> None:
+    """Raise InvalidInput where a runtime is not installed."""
+    if runtime == OPENVINO and not _is_installed():
         raise InvalidInput(
             "encoder_runtime openvino, but it is not installed; install captionbeam[openvino], or "
             "take --encoder_runtime tensorflow"
         )
-    if runtime == AUTO:
-        runtime = OPENVINO if installed and not has_gpu() else TENSORFLOW
-    if precision == AUTO:
-        precision = MIXED_FLOAT16 if runtime == TENSORFLOW and has_gpu() else FLOAT32
-    return {"runtime": runtime, "precision": precision}
+
+
+def _is_installed() -> bool:
+    return importlib.util.find_spec("openvino") is not None
 
 
 def has_gpu() -> bool:

@@ -77,7 +77,7 @@ def caption_all(
     from pipelines.addresses import AddressRules
     from pipelines.captioning import CaptionSettings, CaptionShard
     from pipelines.jobs import Job
-    from pipelines.ledger import WriteSummary, is_complete, read_ledger
+    from pipelines.ledger import SUMMARY_FILE, WriteSummary, is_complete, read_ledger
     from pipelines.runner import check_beam_args
     from pipelines.shards import hold_output, run_job
     from pipelines.sources import list_sources
@@ -89,7 +89,7 @@ def caption_all(
     with clients.open() as client:
         name, version = client.model
         settings = CaptionSettings(name, version, config.batch_size, config.allow_private)
-        job = Job("bulk", config.output, CAPTIONS_FILE, FAILURES_FILE)
+        job = Job("bulk", config.output, CAPTIONS_FILE, FAILURES_FILE, published=SUMMARY_FILE)
         with hold_output(job, beam_args) as job:
             job = _plan(job, found, settings, config)
             if is_complete(job):

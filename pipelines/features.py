@@ -1,6 +1,7 @@
 """What a preprocessing shard does: image bytes → ResNet50 grids → records."""
 
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import tensorflow as tf
 from apache_beam.utils.shared import Shared
 
 from model import records
-from model.errors import ItemFailure, Reason
+from model.errors import InvalidInput, ItemFailure, Reason
 from model.image_bytes import canonicalise
 from model.preprocessing import Prepared, prepare
 from model.vocabulary import Vocabulary
@@ -88,18 +89,30 @@ class Features:
     Attributes:
       make_encoder: called once a process.
       shared: hands the same encoder to every thread of a process.
+      encoder_digest: what the manifest says of the encoder's weights.
       vocabulary: path of vocabulary.json.
       settings: everything else.
     """
 
     make_encoder: Callable[[], GridEncoder]
     shared: Shared
+    encoder_digest: str
     vocabulary: str
     settings: FeatureSettings
 
     def setup(self) -> None:
-        """Load the encoder, or find it loaded."""
-        self.shared.acquire(self.make_encoder)
+        """Load the encoder, or find it loaded.
+
+        Raises:
+          InvalidInput: it is not the one that the launcher loaded.
+        """
+        found = self.shared.acquire(self.make_encoder).digest
+        if found != self.encoder_digest:
+            raise InvalidInput(
+                f"a worker on {socket.gethostname()} loads encoder weights {found[:8]}, the "
+                f"launcher loaded {self.encoder_digest[:8]}; put the same weights file at the same "
+                "path on every machine"
+            )
 
     def process(self, items: Sequence[Item], sink: Sink) -> None:
         """Write a record for every image that can be read and has a valid caption."""

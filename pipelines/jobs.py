@@ -90,6 +90,7 @@ class Job:
       failures_file: its failure rows' file below OUTPUT, with {name}.
       specs: the shards.
       lease: the launch's right to write OUTPUT; None where nobody else can.
+      published: the file below OUTPUT that says it is complete.
     """
 
     stage: str
@@ -98,6 +99,7 @@ class Job:
     failures_file: str
     specs: tuple[ShardSpec, ...] = ()
     lease: Lease | None = None
+    published: str | None = None
 
     def path(self, *parts: str) -> str:
         """A path below OUTPUT."""
@@ -172,7 +174,7 @@ def plan_job(job: Job, shards: Mapping[str, Sequence[Item]], settings: Mapping[s
     }
     try:
         found = storage.read_json(job.path(JOB_FILE))
-        if found != wanted and not storage.match(job.done_path("*")):
+        if found != wanted and not _is_finished_in_part(job):
             # Nothing was finished, so nothing is lost by beginning another job.
             _clear(job)
             found = None
@@ -230,6 +232,13 @@ def unusable(output: str, error: Exception) -> InvalidInput:
         "can be written and has free space, or the one of a run to resume; mend it and repeat the "
         "command, or take another --output"
     )
+
+
+def _is_finished_in_part(job: Job) -> bool:
+    """Whether there is a finished shard; a published output has some, whatever _work says."""
+    if storage.match(job.done_path("*")):
+        return True
+    return job.published is not None and storage.exists(job.path(job.published))
 
 
 def _clear(job: Job) -> None:

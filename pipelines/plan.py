@@ -28,6 +28,7 @@ _JOB = Job(
     output="",
     output_file="{name}" + records.RECORD_SUFFIX,
     failures_file=WORK_DIR + "/failures/{name}.jsonl",
+    published=records.MANIFEST_FILE,
 )
 # In job.json the encoder's settings stand beside the others, these under their flags' names.
 _FLAGS = {name: f"encoder_{name}" for name in ("weights", "runtime", "precision")}

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from apache_beam.utils.shared import Shared
@@ -89,6 +90,11 @@ class PreprocessSettings:
                 raise InvalidInput(
                     f"images {source.images}: no such directory, expected the photographs of "
                     f"{source.annotations}"
+                )
+            if not elsewhere and Path(source.images).is_file():
+                raise InvalidInput(
+                    f"images {source.images}: a file, expected a directory or .tar files with the "
+                    f"photographs of {source.annotations}"
                 )
         storage.check_filesystem(self.output, "output")
 
@@ -176,8 +182,9 @@ def carry_out(
             )
         training = set(plan.shard_names(TRAIN_SPLIT))
         specs = [spec.path for spec in job.specs if spec.name in training]
-        write_vocabulary(specs, vocabulary, plan.min_word_count, beam_args)
-    work = Features(make_encoder, shared, vocabulary, plan.feature_settings(read_threads))
+        write_vocabulary(specs, vocabulary, plan.min_word_count, beam_args, job.lease)
+    settings = plan.feature_settings(read_threads)
+    work = Features(make_encoder, shared, plan.encoder_digest, vocabulary, settings)
     run_job(job, work, Publication(replace(job, specs=()), plan), beam_args)
     check_made(job.path(records.MANIFEST_FILE))
 

@@ -194,11 +194,6 @@ def write_json(path: str, value: Any) -> None:
     write_bytes(path, (json.dumps(value, sort_keys=True, indent=1) + "\n").encode())
 
 
-def write_json_lines(path: str, rows: Iterable[Any]) -> None:
-    """Write one JSON value a line, by rename."""
-    write_bytes(path, b"".join(json_line(row) for row in rows))
-
-
 def json_line(row: Any) -> bytes:
     """One row of a JSON-lines file; the same row always has the same bytes."""
     try:

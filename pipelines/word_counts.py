@@ -22,7 +22,7 @@ def write_vocabulary(
     path: str,
     min_count: int,
     beam_args: Sequence[str],
-    lease: Lease | None = None,
+    lease: Lease | None,
 ) -> None:
     """Count the words of the captions in spec files and write the vocabulary.
 

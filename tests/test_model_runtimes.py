@@ -117,3 +117,10 @@ def test_openvino_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPa
         "encoder_runtime openvino, but it is not installed; install captionbeam[openvino], or "
         "take --encoder_runtime tensorflow"
     )
+
+
+def test_an_encoder_is_refused_before_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where shards are made, too: a repair must not remove anything first."""
+    monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(InvalidInput, match="install captionbeam"):
+        Encoder(EncoderSettings("random:0", 64, 2, runtime="openvino"))

@@ -1,4 +1,5 @@
 import random
+import socket
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from apache_beam.utils.shared import Shared
 from PIL import Image
 
 from model import image_bytes, records
-from model.errors import ItemFailure, Reason
+from model.errors import InvalidInput, ItemFailure, Reason
 from model.image_bytes import Canonical, Limits
 from model.preprocessing import KEEP, SQUASH
 from model.vocabulary import Vocabulary
@@ -66,7 +67,7 @@ def process(
     vocabulary = tmp_path / "vocabulary.json"
     Vocabulary.build({"a": 1, "dog": 1}, 1).save(vocabulary)
     encoder = partial(FakeEncoder, tmp_path / "log")
-    work = Features(encoder, Shared(), str(vocabulary), settings)
+    work = Features(encoder, Shared(), "fake", str(vocabulary), settings)
     work.setup()
     sink = RecordingSink()
     work.process(todo, sink)  # type: ignore[arg-type]
@@ -154,7 +155,7 @@ def test_one_encoder_serves_all_threads_of_a_process(tmp_path: Path) -> None:
 
     shared = Shared()
     for _ in range(2):
-        Features(make, shared, "", SETTINGS).setup()
+        Features(make, shared, "fake", "", SETTINGS).setup()
     assert len(made) == 1
 
 
@@ -281,3 +282,13 @@ def test_a_jpeg_read_once_is_refused_for_the_reasons_of_one_read_twice() -> None
     seen = Counter(verdicts(damaged(generator.choice(originals), generator)) for _ in range(400))
     assert all(pillow == here for pillow, here in seen), seen
     assert {"passes", "truncated", "decode", "not_an_image"} <= {here for _, here in seen}
+
+
+def test_a_worker_with_another_encoder_than_the_launchers_makes_no_grid(tmp_path: Path) -> None:
+    work = Features(partial(FakeEncoder, tmp_path / "log"), Shared(), "other", "", SETTINGS)
+    with pytest.raises(InvalidInput) as caught:
+        work.setup()
+    assert str(caught.value) == (
+        f"a worker on {socket.gethostname()} loads encoder weights fake, the launcher loaded "
+        "other; put the same weights file at the same path on every machine"
+    )

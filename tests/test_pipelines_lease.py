@@ -470,7 +470,7 @@ def test_nothing_is_published_without_the_lease(directory: Path, tmp_path: Path)
     assert not (tmp_path / "published").exists()
     for path in specs:
         rows = [{"key": "x", "source": "x", "captions": [[1, "a dog"]]}]
-        storage.write_json_lines(path, rows)
+        storage.write_bytes(path, b"".join(map(storage.json_line, rows)))
     with pytest.raises(InvalidInput, match="holds it no longer"):
         write_vocabulary(specs, str(tmp_path / "vocabulary.json"), 1, (), lease)
     assert not (tmp_path / "vocabulary.json").exists()

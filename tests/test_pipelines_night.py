@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from model.errors import InvalidInput
+from pipelines import word_counts
 from tests.bulk_fixtures import World, write_photos
 from tests.fault_fixtures import Events, fail, make_noted, noted
 from tests.preprocess_fixtures import FakeEncoder, calls, jpeg, published, write_split
@@ -363,3 +364,30 @@ def records_by_id(output: Path) -> dict[int, bytes]:
             parsed = records.parse(payload[tf.newaxis], manifest.grid_shape)
             found[int(parsed["image_id"][0])] = payload.numpy()
     return found
+
+
+def test_a_launch_that_lost_its_lease_writes_no_vocabulary(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have slept while it counted, and another job may have begun meanwhile."""
+    counting = word_counts.word_counts
+
+    def counted(spec: str) -> Iterator[tuple[str, int]]:
+        yield from counting(spec)
+        for lease in (world / "out" / "_work" / "lease").glob("*.json"):
+            lease.unlink()
+
+    monkeypatch.setattr(word_counts, "word_counts", counted)
+    with pytest.raises(InvalidInput, match="this launch holds it no longer"):
+        make(world)
+    assert not (world / "out" / "_work" / "vocabulary.json").exists()
+
+
+def test_published_records_are_never_given_way_to_another_job(world: Path) -> None:
+    output = make(world)
+    before = published(output)
+    shutil.rmtree(output / "_work" / "done")
+    with pytest.raises(InvalidInput, match="holds another job: max_words is 20 there, 5 now"):
+        make(world, max_words=5)
+    assert published(output) == before
+    assert published(make(world)) == before
