@@ -6,7 +6,7 @@ full and no image is repeated or left out. A resumed run skips to the record at 
 stopped, before anything is parsed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class Split:
                 found = "no such file" if size is None else f"{size} bytes"
                 raise InvalidInput(
                     f"{path}: {found}, expected the {shard.bytes} bytes that the manifest names; "
-                    "run `captionbeam preprocess` again with the same flags"
+                    f"{self._remedy}"
                 )
 
     @property
@@ -67,6 +67,23 @@ class Split:
     def parse(self, serialised: tf.Tensor) -> dict[str, Any]:
         """records.parse as the manifest says: string [N] → features."""
         return parse(serialised, self.manifest.grid_shape, self.manifest.compression)
+
+    def iterate(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Batches of this split, one by one.
+
+        Raises:
+          InvalidInput: a shard holds other bytes than were written; TensorFlow says not which.
+        """
+        try:
+            yield from batches
+        except tf.errors.DataLossError as error:
+            raise InvalidInput(
+                f"{self.directory}: a shard of split {self.name!r} is damaged; {self._remedy}"
+            ) from error
+
+    @property
+    def _remedy(self) -> str:
+        return f"mend it with `captionbeam preprocess --check {self.directory} --repair`"
 
 
 @dataclass(frozen=True)
@@ -181,7 +198,7 @@ def _teacher_forcing(parsed: dict[str, Any], vocabulary: Vocabulary) -> dict[str
     }
 
 
-def images(split: Split, batch_size: int, limit: int = 0) -> tf.data.Dataset:
+def images(split: Split, batch_size: int, limit: int = 0) -> Iterator[dict[str, Any]]:
     """Every image of a split once, in shard order, for free-running decoding.
 
     Args:
@@ -191,11 +208,14 @@ def images(split: Split, batch_size: int, limit: int = 0) -> tf.data.Dataset:
 
     Yields:
       What records.parse returns, batched.
+
+    Raises:
+      InvalidInput: a damaged shard.
     """
     records = tf.data.TFRecordDataset(split.files)
     if limit:
         records = records.take(limit)
-    return records.batch(batch_size).map(split.parse).prefetch(_PREFETCH_BATCHES)
+    return split.iterate(records.batch(batch_size).map(split.parse).prefetch(_PREFETCH_BATCHES))
 
 
 def grid_statistics(split: Split, batch_size: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
@@ -211,16 +231,11 @@ def grid_statistics(split: Split, batch_size: int, limit: int) -> tuple[np.ndarr
     """
     features = split.manifest.grid_shape[1]
     count, total, squares = 0, np.zeros(features), np.zeros(features)
-    for grid in _grids(split, batch_size, limit):
-        cells = grid.reshape(-1, features).astype(np.float64)
+    for batch in images(split, batch_size, limit):
+        cells = batch["grid"].numpy().reshape(-1, features).astype(np.float64)
         count += len(cells)
         total += cells.sum(axis=0)
         squares += np.square(cells).sum(axis=0)
     mean = total / count
     variance = np.maximum(squares / count - np.square(mean), 0.0)
     return mean.astype(np.float32), variance.astype(np.float32)
-
-
-def _grids(split: Split, batch_size: int, limit: int) -> Iterator[np.ndarray]:
-    for batch in images(split, batch_size, limit):
-        yield batch["grid"].numpy()

@@ -36,8 +36,8 @@ def draw_attention(
 ) -> None:
     """Draw a photograph and, word by word, where the model looked.
 
-    The encoder sees the whole photograph squashed to a square, so the grid is stretched over
-    all of it. The photograph comes first, then a panel for each word, `COLUMNS` in a row;
+    The grid's cells lie over the whole photograph, be it squashed to the encoder's square or kept
+    in its aspect. The photograph comes first, then a panel for each word, `COLUMNS` in a row;
     beside the word stands the share of attention in the cell that has most.
 
     Args:

@@ -49,8 +49,9 @@ class Picture:
 def draw_records(pictures: Sequence[Picture], path: str | Path) -> None:
     """Draw records side by side, `_COLUMNS` in a row.
 
-    Of each the photograph, the same under the energy of its grid, and its captions. The encoder
-    sees the whole photograph squashed to a square, so the grid is stretched over all of it.
+    Of each the photograph, the same under the energy of its grid, and its captions. The grid's
+    cells lie over the whole photograph, be it squashed to the encoder's square or kept in its
+    aspect.
 
     Args:
       pictures: at least one.

@@ -114,6 +114,7 @@ class Trainer:
 
         Raises:
           CheckFailed: the loss is no longer finite; the last good checkpoint stays.
+          InvalidInput: a damaged shard.
         """
         step = self._restore(log)
         if step >= self.total_steps:
@@ -127,7 +128,7 @@ class Trainer:
             self._distributed_step,
             input_signature=[batches.element_spec, tf.TensorSpec([], tf.int32)],
         )
-        stream = iter(batches)
+        stream = self._train_split.iterate(batches)
         with (
             closing(ProgressLine("train", self.total_steps - step, "steps")) as line,
             self._events().as_default(),

@@ -55,8 +55,8 @@ def check_failure_rate(
     if rate > max_failure_rate:
         raise CheckFailed(
             f"{count} of {tried} images failed ({rate:.1%}), expected at most "
-            f"{max_failure_rate:.1%}: {top_reasons(failed)}; see {rows}, or raise "
-            "--max_failure_rate"
+            f"{max_failure_rate:.1%}: {top_reasons(failed)}; see {rows}, mend "
+            "what it names and take another --output, or raise --max_failure_rate"
         )
 
 

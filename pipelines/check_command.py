@@ -37,10 +37,13 @@ def check(output: str, beam_args: Sequence[str]) -> None:
     print(f"{output} is sound: {_holds(report)}")
 
 
-def repair(output: str, beam_args: Sequence[str]) -> None:
+def repair(output: str, beam_args: Sequence[str]) -> records.Manifest | None:
     """Print what is wrong, make it again, and say what became of it.
 
     A run that was interrupted is carried on.
+
+    Returns:
+      The new manifest; None where nothing was to do.
     """
     check_beam_args(beam_args)
     job = unplanned_job(output)
@@ -51,7 +54,7 @@ def repair(output: str, beam_args: Sequence[str]) -> None:
         _print_findings(report)
         if not report.faults:
             print(f"{output} is sound, nothing to do: {_holds(report)}")
-            return
+            return None
         done = repair_records(report, beam_args, lease=held.lease)
     print(f"{output}: made again: {_names(report.names)}")
     if done.changed:
@@ -59,6 +62,7 @@ def repair(output: str, beam_args: Sequence[str]) -> None:
             f"{_names(done.changed)}: other bytes than before, so that a photograph or the machine "
             f"has changed since; {records.MANIFEST_FILE} says what is there now"
         )
+    return done.manifest
 
 
 def _print_findings(report: Report) -> None:

@@ -28,6 +28,7 @@ from pipelines import source_arguments
 from pipelines.balance import check_failure_rate, equation
 
 if TYPE_CHECKING:
+    from model.records import Manifest
     from pipelines.records_job import Outcome, PreprocessSettings
 
 # Omitted ones take the defaults of EncoderSettings and PreprocessSettings, which are too heavy to
@@ -83,22 +84,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Preprocess, then report; 1 when too many images failed. Or check what was made."""
+    if not 0 <= args.max_failure_rate <= 1:
+        raise InvalidInput(f"max_failure_rate {args.max_failure_rate}, expected 0 to 1")
     if args.check is not None or args.repair:
         return _check(args)
     if not args.output:
         raise InvalidInput("no --output, expected --output RECORDS, or --check RECORDS")
-    if not 0 <= args.max_failure_rate <= 1:
-        raise InvalidInput(f"max_failure_rate {args.max_failure_rate}, expected 0 to 1")
     # Beam and TensorFlow take seconds to import, so that help and wrong flags come first.
     import_tensorflow()
-    from model.records import FAILURES_FILE
     from pipelines.records_job import preprocess
 
     outcome = preprocess(_settings(args), args.beam_args)
     _report(outcome, args.output)
-    ledger = outcome.manifest.ledger
-    rows = f"{args.output.rstrip('/')}/{FAILURES_FILE}"
-    check_failure_rate(ledger["written"], ledger["failed"], args.max_failure_rate, rows)
+    _check_failures(outcome.manifest, args.output, args.max_failure_rate)
     return 0
 
 
@@ -115,21 +113,34 @@ def _check(args: argparse.Namespace) -> int:
     from pipelines.storage import absolute_path
 
     output = absolute_path(args.check)
-    if args.repair:
-        repair(output, args.beam_args)
-    else:
+    if not args.repair:
         check(output, args.beam_args)
+    elif (manifest := repair(output, args.beam_args)) is not None:
+        _check_failures(manifest, args.check, args.max_failure_rate)
     return 0
+
+
+def _check_failures(manifest: "Manifest", output: str, max_failure_rate: float) -> None:
+    from model.records import FAILURES_FILE
+
+    ledger = manifest.ledger
+    rows = f"{output.rstrip('/')}/{FAILURES_FILE}"
+    check_failure_rate(ledger["written"], ledger["failed"], max_failure_rate, rows)
 
 
 def _settings(args: argparse.Namespace) -> "PreprocessSettings":
     from model.encoder import EncoderSettings
+    from model.resnet50 import IMAGENET, RANDOM_PREFIX
     from model.runtimes import resolve
     from pipelines.records_job import PreprocessSettings
     from pipelines.storage import absolute_path
 
     sources, selection = source_arguments.read_sources(args)
     encoder = _given(args, weights="encoder_weights", image_size="", grid_size="", aspect="")
+    weights = encoder.get("weights", IMAGENET)
+    if weights != IMAGENET and not weights.startswith(RANDOM_PREFIX):
+        # A repair may be started in another directory.
+        encoder["weights"] = absolute_path(weights)
     asked = _given(args, runtime="encoder_runtime", precision="encoder_precision")
     return PreprocessSettings(
         sources=sources,

@@ -19,8 +19,8 @@ from model.record_figures import Picture, draw_records
 from model.vocabulary import SPECIALS, Vocabulary
 from pipelines import storage
 from pipelines.balance import equation
-from pipelines.image_files import read_image_file
-from pipelines.jobs import WORK_DIR, Job
+from pipelines.image_files import read_item
+from pipelines.jobs import WORK_DIR, Item, Job
 from pipelines.plan import TRAIN_SPLIT, unplanned_job
 from pipelines.records_job import read_manifest
 from pipelines.shard_check import read_records
@@ -189,9 +189,11 @@ def _describe(record: records.Record) -> str:
 def _picture(job: Job, info: records.ShardInfo, record: records.Record) -> Picture:
     photo, note = None, f"no photograph of this key in {WORK_DIR}/specs"
     name = info.file.removesuffix(records.RECORD_SUFFIX)
-    if source := _sources(job.path(WORK_DIR, "specs", f"{name}.jsonl")).get(record.key):
+    items = _items(job.path(WORK_DIR, "specs", f"{name}.jsonl"))
+    mirrored = record.key.endswith(records.FLIP_MARK)
+    if item := items.get(record.key.removesuffix(records.FLIP_MARK)):
         try:
-            photo, note = _photo(source), ""
+            photo, note = _photo(item, mirrored), ""
         except ItemFailure as failure:
             note = f"photograph: {failure.message}"
     return Picture(
@@ -200,17 +202,18 @@ def _picture(job: Job, info: records.ShardInfo, record: records.Record) -> Pictu
 
 
 @lru_cache(maxsize=1)
-def _sources(spec: str) -> Mapping[str, str]:
-    """Paths of photographs by key, as far as the job is still there."""
+def _items(spec: str) -> Mapping[str, Item]:
+    """What a shard is made from by key, as far as the job is still there."""
     try:
-        return {item["key"]: item["source"] for item in storage.read_json_lines(spec)}
+        return {item["key"]: item for item in storage.read_json_lines(spec)}
     except (OSError, ValueError, LookupError, TypeError):
         return {}
 
 
-def _photo(source: str) -> np.ndarray:
-    """uint8 [H, W, 3], upright."""
-    with Image.open(io.BytesIO(canonicalise(read_image_file(source)).data)) as image:
+def _photo(item: Item, mirrored: bool) -> np.ndarray:
+    """uint8 [H, W, 3], upright, and turned left to right where `mirrored`."""
+    with Image.open(io.BytesIO(canonicalise(read_item(item)).data)) as image:
         rgb = image.convert("RGB")
     rgb.thumbnail((_PHOTO_PIXELS, _PHOTO_PIXELS))
-    return np.asarray(rgb)
+    pixels = np.asarray(rgb)
+    return pixels[:, ::-1] if mirrored else pixels

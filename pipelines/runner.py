@@ -10,6 +10,7 @@ from pathlib import Path
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import (
+    DirectOptions,
     PipelineOptions,
     SetupOptions,
     StandardOptions,
@@ -86,6 +87,11 @@ def _parse(beam_args: Sequence[str]) -> PipelineOptions:
         raise InvalidInput(
             f"Beam: {one_line(said.getvalue().partition(': error: ')[2])}"
         ) from error
+    workers = options.view_as(DirectOptions).direct_num_workers
+    if workers < 0:
+        raise InvalidInput(
+            f"--direct_num_workers {workers}, expected at least 1, or 0: one for each core"
+        )
     setup = options.view_as(SetupOptions)
     if setup.setup_file is not None:
         setup.setup_file = _setup_file(setup.setup_file)

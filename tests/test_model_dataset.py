@@ -1,15 +1,18 @@
 """The training stream: complete, shuffled, resumable, framed right."""
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from model.config import Config, TrainingConfig
 from model.dataset import Split, Stream, grid_statistics, images, training_batches
 from model.errors import InvalidInput
 from model.records import Manifest
+from model.trainer import Run, Trainer
 from model.vocabulary import tokenise
 from tests import tiny
 
@@ -140,7 +143,7 @@ def test_empty_and_unknown_split(split: Split, tmp_path: Path) -> None:
 def test_a_shard_that_is_not_as_the_manifest_says_is_met_before_training(split: Split) -> None:
     lost, short = (Path(file) for file in split.files[:2])
     size, data = lost.stat().st_size, short.read_bytes()
-    remedy = "run `captionbeam preprocess` again with the same flags"
+    remedy = f"mend it with `captionbeam preprocess --check {split.directory} --repair`"
     lost.unlink()
     with pytest.raises(InvalidInput) as caught:
         Split(split.directory, split.manifest, "train")
@@ -157,3 +160,41 @@ def test_a_shard_that_is_not_as_the_manifest_says_is_met_before_training(split: 
         f"{short}: {len(data) - 1} bytes, expected the {len(data)} bytes that the manifest names; "
         f"{remedy}"
     )
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda split: list(images(split, 2)),
+        lambda split: grid_statistics(split, batch_size=3, limit=100),
+        lambda split: list(split.iterate(training_batches(split, VOCABULARY, Stream(0, 4, 3)))),
+    ],
+    ids=["images", "statistics", "training"],
+)
+def test_a_flipped_byte_names_the_repair(split: Split, read: Callable[[Split], object]) -> None:
+    damaged = Path(split.files[1])
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 8
+    damaged.write_bytes(data)
+    with pytest.raises(InvalidInput) as caught:
+        read(split)
+    assert str(caught.value) == (
+        f"{split.directory}: a shard of split 'train' is damaged; mend it with "
+        f"`captionbeam preprocess --check {split.directory} --repair`"
+    )
+
+
+def test_a_trainer_meets_a_flipped_byte(split: Split, tmp_path: Path) -> None:
+    training = TrainingConfig(batch_size=3, epochs=3)
+    run = Run(
+        split.directory, tmp_path / "model", Config(training=training), tf.distribute.get_strategy()
+    )
+    trainer = Trainer(run)
+    damaged = Path(split.files[0])
+    data = damaged.read_bytes()
+    damaged.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    # As on a resume, which reads no statistics.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("model.trainer.grid_statistics", lambda *_: (np.zeros(8), np.ones(8)))
+        with pytest.raises(InvalidInput, match="a shard of split 'train' is damaged; mend it with"):
+            trainer.fit()

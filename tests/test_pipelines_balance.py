@@ -24,7 +24,7 @@ def test_too_many_failures_do_not_pass() -> None:
         check_failure_rate(90, failed, 0.099, "rows.jsonl")
     assert str(caught.value) == (
         "10 of 100 images failed (10.0%), expected at most 9.9%: b 4, d 3, c 2; see rows.jsonl, "
-        "or raise --max_failure_rate"
+        "mend what it names and take another --output, or raise --max_failure_rate"
     )
 
 

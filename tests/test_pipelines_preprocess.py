@@ -25,6 +25,7 @@ from model.preprocessing import prepare
 from model.vocabulary import Vocabulary
 from pipelines import preprocess as command
 from pipelines.image_files import read_image_file
+from pipelines.plan import find_plan
 from pipelines.records_job import PreprocessSettings, preprocess
 from pipelines.source_flags import Source, parse_source
 from tests.bulk_fixtures import bad_images, encode, good_images
@@ -409,7 +410,8 @@ def test_too_many_failures_end_with_1_after_publishing(
     (world / "train" / f"{4:012d}.jpg").write_bytes(b"")
     expected = (
         "captionbeam preprocess: 4 of 20 images failed (20.0%), expected at most 10.0%: "
-        f"missing_file 3, empty 1; see {world}/out/failures.jsonl, or raise --max_failure_rate\n"
+        f"missing_file 3, empty 1; see {world}/out/failures.jsonl, mend what it names and take "
+        "another --output, or raise --max_failure_rate\n"
     )
     for _ in range(2):
         assert captionbeam.main(arguments(world)) == 1
@@ -424,6 +426,26 @@ def fake_encoder(world: Path, monkeypatch: pytest.MonkeyPatch) -> FakeEncoder:
     encoder = FakeEncoder(world / "command.log")
     monkeypatch.setattr("pipelines.records_job.Encoder", lambda _: encoder)
     return encoder
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("weights.h5", "{world}/weights.h5"),
+        ("/elsewhere/weights.h5", "/elsewhere/weights.h5"),
+        ("imagenet", "imagenet"),
+        ("random:7", "random:7"),
+    ],
+)
+def test_a_weights_file_is_found_again_from_another_directory(
+    world: Path, fake_encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch, given: str, kept: str
+) -> None:
+    del fake_encoder
+    monkeypatch.chdir(world)
+    assert captionbeam.main(arguments(world, f"--encoder_weights={given}")) == 0
+    found = find_plan(str(world / "out"))
+    assert found is not None
+    assert found[1].encoder.weights == kept.format(world=world)
 
 
 def write_images(world: Path, images: Mapping[str, bytes]) -> None:

@@ -221,6 +221,33 @@ def test_annotation_files_are_not_needed(made: Path, output: Path, repair: Repai
     assert published(output) == before
 
 
+def test_too_many_failures_end_a_repair_with_1(output: Path, repair: Repair) -> None:
+    before = published(output)
+    flip_byte(output)
+    code, lines, err = repair("--max_failure_rate=0.01")
+    assert (code, err) == (
+        1,
+        "captionbeam preprocess: 1 of 26 images failed (3.8%), expected at most 1.0%: empty 1; see "
+        f"{output}/failures.jsonl, mend what it names and take another --output, or raise "
+        "--max_failure_rate\n",
+    )
+    assert lines[-1] == f"{output}: made again: {SECOND}"
+    assert published(output) == before
+    flip_byte(output)
+    assert repair("--max_failure_rate=0.04")[0] == 0
+
+
+def test_a_failure_rate_beside_a_check_is_one(
+    output: Path, repair: Repair, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "captionbeam preprocess: max_failure_rate 1.5, expected 0 to 1\n"
+    code, lines, err = repair("--max_failure_rate=1.5")
+    assert (code, lines, err) == (2, [], line)
+    flags = ["--check", str(output), "--max_failure_rate=1.5"]
+    assert captionbeam.main(["preprocess", *flags]) == 2
+    assert capsys.readouterr() == ("", line)
+
+
 @pytest.fixture
 def changed_photograph(made: Path) -> Iterator[str]:
     """The key of a photograph of VAL that is another one meanwhile."""

@@ -282,6 +282,7 @@ def test_a_shard_whose_result_is_cut_short_is_made_again(tmp_path: Path) -> None
         ("--runner=no.such.Runner", "Beam: No module named 'no'"),
         ("--runner=os.path", "Beam: "),
         ("--runner", "Beam: argument --runner: expected one argument"),
+        ("--direct_num_workers=-3", "--direct_num_workers -3, expected at least 1, or 0: one for"),
         ("--num_workers=abc", "Beam: argument --num_workers: invalid int value: 'abc'"),
         ("--direct_running_mode=fast", "Beam: argument --direct_running_mode: invalid choice"),
     ],

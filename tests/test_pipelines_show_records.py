@@ -1,8 +1,10 @@
 """captionbeam records: what is inside, in words and in a picture."""
 
 import shutil
+import tarfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,9 @@ import captionbeam
 from model.record_figures import Picture
 from model.records import Manifest
 from pipelines import records_view
+from pipelines.records_job import preprocess
+from pipelines.source_flags import Source
+from tests.preprocess_fixtures import FakeEncoder, settings, write_split
 from tests.records_fixtures import (
     FIRST,
     VAL,
@@ -193,25 +198,48 @@ def test_records_whose_photographs_are_gone(output: Path, show: Show, drawn: lis
     # Its line names another key now.
     assert (drawn[0].photo, drawn[0].note) == (None, "no photograph of this key in _work/specs")
     assert drawn[1].photo is not None
-    records_view._sources.cache_clear()
+    records_view._items.cache_clear()
     spec.write_text(text.replace("/val/000000000101.jpg", "/val/none.jpg"))
     show("--show=1", "--split=val")
     assert (drawn[2].photo, drawn[2].note) == (None, "photograph: no such file, expected an image")
-    records_view._sources.cache_clear()
+    records_view._items.cache_clear()
     shutil.rmtree(output / "_work")
     assert show("--show=1", "--split=val")[0] == 0
     assert drawn[3].note == "no photograph of this key in _work/specs"
 
 
-def test_a_flipped_copy_is_shown_without_its_photograph(
-    output: Path, show: Show, drawn: list[Picture]
+def test_a_mirror_image_is_shown_with_its_photograph_turned(
+    output: Path, made: Path, show: Show, drawn: list[Picture]
 ) -> None:
     first, *others = read_shard(output, VAL)
-    forge(output, VAL, [replace(first, key=f"{first.key}#flip"), *others])
-    code, lines, _ = show("--show=1", "--split=val")
+    forge(output, VAL, [first, replace(first, key=f"{first.key}#flip"), *others])
+    code, lines, _ = show("--show=2", "--split=val")
     assert code == 0
-    assert lines[11].startswith("val 1: 000000000101.jpg#flip, id 101, ")
-    assert drawn[0].note == "no photograph of this key in _work/specs"
+    assert lines[17].startswith("val 2: 000000000101.jpg#flip, id 101, ")
+    assert [picture.note for picture in drawn] == ["", ""]
+    with records_view.Image.open(made.parent / "val" / first.key) as photo:
+        pixels = np.asarray(photo)
+    assert drawn[1].photo is not None
+    np.testing.assert_array_equal(drawn[1].photo, pixels[:, ::-1])
+    assert not np.array_equal(drawn[1].photo, pixels)
+
+
+def test_photographs_in_a_tar_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn: list[Picture]
+) -> None:
+    annotations, images = write_split(tmp_path, "train", 3)
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        tar.add(images, "photos")
+    source = Source("train", str(annotations), str(tmp_path / "train.tar"))
+    wanted = replace(settings(tmp_path, "tarred"), sources=(source,))
+    preprocess(wanted, (), partial(FakeEncoder, tmp_path / "log"))
+    monkeypatch.chdir(tmp_path)
+    assert captionbeam.main(["records", "tarred", "--show=3"]) == 0
+    assert [picture.note for picture in drawn] == [""] * 3
+    for picture in drawn:
+        with records_view.Image.open(images / picture.title.partition(" ")[0]) as photo:
+            assert picture.photo is not None
+            np.testing.assert_array_equal(picture.photo, np.asarray(photo))
 
 
 @pytest.mark.parametrize(
