@@ -90,15 +90,15 @@ def read_inputs(
       stage: what failure rows call this stage.
 
     Raises:
-      InvalidInput: a file that is missing or none of annotations, an id or file name twice, or
-        an image in two splits.
+      InvalidInput: a file that is missing or none of annotations, an id or file name twice, a
+        source of which no image is left, or an image in two splits.
     """
     selection = selection or Selection()
     reading = _Reading(selection, stage)
     for source in sources:
         reading.read(source)
     reading.lists.check_found()
-    _check_filled(reading.parts, sources, selection.karpathy)
+    _check_filled(reading.parts, sources, selection)
     check_keys(reading.parts)
     _find_in_tars(reading.parts)
     check_disjoint(reading.parts)
@@ -178,20 +178,24 @@ def _item(source: Source, image: AnnotatedImage) -> dict[str, Any]:
     }
 
 
-def _check_filled(parts: Sequence[Part], sources: Sequence[Source], karpathy: str | None) -> None:
-    """Raise InvalidInput when a source or a split that was asked for came to nothing."""
-    named = [part for part in parts if part.source.split is not None]
-    if karpathy is not None and not named:
-        raise InvalidInput(f"{karpathy}: names none of the images of the annotation files")
+def _check_filled(parts: Sequence[Part], sources: Sequence[Source], selection: Selection) -> None:
+    """Raise InvalidInput when a source has no image with captions in any split."""
+    filled = {part.source for part in parts}
     for source in sources:
-        if source.split is None and all(part.source != source for part in parts):
-            raise InvalidInput(
-                f"{source.annotations}: no image has captions, expected at least one"
-            )
-        if source.split and karpathy is None and all(part.split != source.split for part in parts):
-            raise InvalidInput(
-                f"split {source.split} has no image with captions, expected at least one"
-            )
+        if source in filled:
+            continue
+        needs, remedies = ["captions"], ["leave this source out"]
+        # A source without a split has Karpathy's splits in its own file.
+        if source.split is not None and selection.karpathy is not None:
+            needs.append(f"a split in {selection.karpathy}")
+            remedies.append("run without --karpathy")
+        if selection.lists:
+            needs.append("a line in its split's list")
+            remedies.append("add its images to --split_list")
+        raise InvalidInput(
+            f"{source.annotations}: no image has {' and '.join(needs)}, expected at least one; "
+            f"{', or '.join(remedies)}"
+        )
 
 
 def _find_in_tars(parts: Sequence[Part]) -> None:

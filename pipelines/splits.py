@@ -3,7 +3,7 @@
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
@@ -14,6 +14,8 @@ from pipelines.source_flags import Source, SplitList
 
 # COCO's 2014 names say the year's split, its 2017 names are the id alone.
 _COCO_NAME = re.compile(r"(?P<prefix>COCO_(?:train|val|test)20\d\d_)?(?P<id>\d{12})\.jpg")
+# Flickr8k's names say id and secret of a photograph on Flickr, Flickr30k's the id alone.
+_FLICKR_NAME = re.compile(r"(?P<id>\d+)(?P<secret>_[0-9a-f]{10})?\.jpg")
 # Of many, so many are named.
 _NAMED = 5
 
@@ -64,7 +66,11 @@ class SplitLists:
 
 
 def check_keys(parts: Sequence[Part]) -> None:
-    """Raise InvalidInput when two sources of a split have an image of the same name."""
+    """Raise InvalidInput when two sources of a split have an image of the same name.
+
+    Ids are unique within a source alone, on purpose: those of COCO and Flickr overlap. So two
+    sources of a split may also give one image one id under two names, which is no leak.
+    """
     count = Counter(part.split for part in parts)
     owners: dict[tuple[str, str], Part] = {}
     twice: dict[tuple[str, str, str], list[str]] = {}
@@ -85,15 +91,17 @@ def check_keys(parts: Sequence[Part]) -> None:
 def check_disjoint(parts: Sequence[Part]) -> None:
     """Raise InvalidInput when an image is in two splits, under whatever name.
 
-    The same are: one file; one base name with one id; COCO's 2014 and 2017 names of a photograph.
+    The same are: one file; one base name with one id of the source; COCO's 2014 and 2017 names of
+    a photograph; names with one Flickr id, of which at least one has a secret.
     """
     if len({part.split for part in parts}) == 1:
         return
+    flickr_ids = _flickr_ids(parts)
     seen: dict[object, tuple[str, Item]] = {}
     shared: dict[tuple[str, str], list[str]] = {}
     for part in parts:
         for item in part.items:
-            for identity in _identities(item):
+            for identity in _identities(item, flickr_ids):
                 split, other = seen.setdefault(identity, (part.split, item))
                 if split != part.split:
                     shared.setdefault((split, part.split), []).append(_both(other, item))
@@ -101,7 +109,8 @@ def check_disjoint(parts: Sequence[Part]) -> None:
     for (first, second), images in shared.items():
         raise InvalidInput(
             f"{_count(images)} in splits {first} and {second}, expected each in one: "
-            f"{_some(images)}; a captioner must not be scored on what it learned from"
+            f"{_some(images)}; a captioner must not be scored on what it learned from, so leave "
+            "them out of one split, with --split_list"
         )
 
 
@@ -113,14 +122,32 @@ def _read_list(path: str) -> set[str]:
     return names
 
 
-def _identities(item: Item) -> Iterator[object]:
-    name, image_id = item["key"].rpartition("/")[2], item["image_id"]
+def _flickr_ids(parts: Sequence[Part]) -> set[str]:
+    """The Flickr ids of names with a secret; digits alone may be a number of any data set."""
+    names = (_base_name(item) for part in parts for item in part.items)
+    matches = map(_FLICKR_NAME.fullmatch, names)
+    return {match["id"] for match in matches if match and match["secret"]}
+
+
+def _identities(item: Item, flickr_ids: Set[str]) -> Iterator[object]:
+    name, image_id = _base_name(item), item["image_id"]
+    id_is_given = image_id != id_of_name(item["key"])
     yield posixpath.normpath(item["source"])
-    yield name, image_id
+    # An id that is made of the name adds nothing to it, and any data set may have a 0.jpg.
+    if id_is_given:
+        yield name, image_id
     coco = _COCO_NAME.fullmatch(name)
-    # An id that is made of the name says nothing against the digits.
-    if coco and (coco["prefix"] or image_id in (int(coco["id"]), id_of_name(item["key"]))):
+    # Nor does it say anything against the digits.
+    if coco and (coco["prefix"] or not id_is_given or image_id == int(coco["id"])):
         yield int(coco["id"])
+    flickr = _FLICKR_NAME.fullmatch(name)
+    if flickr and flickr["id"] in flickr_ids:
+        yield "flickr", flickr["id"]
+
+
+def _base_name(item: Item) -> str:
+    name: str = item["key"].rpartition("/")[2]
+    return name
 
 
 def _both(one: Item, other: Item) -> str:

@@ -212,11 +212,15 @@ def test_equal_ids_of_different_images_are_no_shared_image(tmp_path: Path) -> No
     assert ids(read_inputs([train, val])) == {"train": [1, 2], "val": [1, 2]}
 
 
-def test_a_split_without_captioned_images_is_refused(tmp_path: Path) -> None:
-    content = {**numbered(1), "images": []}
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_source_without_captioned_images_is_refused(tmp_path: Path, split: str) -> None:
     train = write(tmp_path / "train.json", numbered(2))
-    with pytest.raises(InvalidInput, match="split val has no image with captions"):
-        read_inputs([train, write(tmp_path / "val.json", content)])
+    empty = write(tmp_path / "empty.json", {**numbered(1), "images": []})
+    with pytest.raises(InvalidInput) as caught:
+        read_inputs([train, Source(split, empty.annotations, "/more")])
+    assert str(caught.value) == (
+        f"{empty.annotations}: no image has captions, expected at least one; leave this source out"
+    )
 
 
 def karpathy(path: Path, *images: dict[str, Any]) -> str:
@@ -269,7 +273,6 @@ def test_a_file_with_all_images_as_train_needs_no_split_of_its_own_name(tmp_path
             {"images": [{"filename": "a", "split": "x"}, {"filename": "a", "split": "y"}]},
             "a in two splits, expected each image in one",
         ),
-        ({"images": [{"filename": "a", "split": "x"}]}, "names none of the images"),
     ],
 )
 def test_what_is_not_karpathys_file_is_refused(tmp_path: Path, content: Any, message: str) -> None:
@@ -277,6 +280,21 @@ def test_what_is_not_karpathys_file_is_refused(tmp_path: Path, content: Any, mes
     path = write(tmp_path / "k.json", content).annotations
     with pytest.raises(InvalidInput, match=f"k.json: {message}"):
         read_inputs([source], Selection(path))
+
+
+def test_a_source_that_karpathys_file_does_not_name_is_refused(tmp_path: Path) -> None:
+    coco = write(tmp_path / "coco.json", numbered(1))
+    (tmp_path / "a.csv").write_text("image,caption\nx.jpg,a dog\n")
+    table = Source("train", str(tmp_path / "a.csv"), "/a")
+    path = karpathy(tmp_path / "k.json", {"cocoid": 1, "filename": "1.jpg", "split": "train"})
+    assert ids(read_inputs([coco], Selection(path))) == {"train": [1]}
+    for sources in ([coco, table], [table, coco], [table]):
+        with pytest.raises(InvalidInput) as caught:
+            read_inputs(sources, Selection(path))
+        assert str(caught.value) == (
+            f"{table.annotations}: no image has captions and a split in {path}, expected at least "
+            "one; leave this source out, or run without --karpathy"
+        )
 
 
 @pytest.mark.parametrize("caption", ["", " ", ".", "-- !", None, 3, ["a"], "a \ud800 b"])

@@ -141,7 +141,10 @@ def test_images_without_sentences_are_skipped_and_odd_captions_travel(tmp_path: 
             [flickr(1, "train"), {**flickr(2, "val"), "imgid": 0}],
             "image id 0 twice, expected each once",
         ),
-        ([coco(1, "train", sentences=[])], "no image has captions, expected at least one"),
+        (
+            [coco(1, "train", sentences=[])],
+            "no image has captions, expected at least one; leave this source out",
+        ),
     ],
 )
 def test_what_is_no_source_of_karpathys_is_refused(

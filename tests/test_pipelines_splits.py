@@ -96,11 +96,14 @@ def test_shared_images_are_named_with_both_splits_and_their_number(tmp_path: Pat
     val = coco(tmp_path / "b.json", "val", numbered(7))
     assert refusal([train, val]) == (
         "7 images in splits train and val, expected each in one: 1 (1.jpg), 2 (2.jpg), 3 (3.jpg), "
-        "4 (4.jpg), 5 (5.jpg) and 2 more; a captioner must not be scored on what it learned from"
+        "4 (4.jpg), 5 (5.jpg) and 2 more; a captioner must not be scored on what it learned from, "
+        "so leave them out of one split, with --split_list"
     )
 
 
 OLD, NEW = "COCO_val2014_000000000042.jpg", "000000000042.jpg"
+FLICKR30K, FLICKR8K = "1000268201.jpg", "1000268201_693b08cb0e.jpg"
+OTHER_SECRET = "1000268201_0123456789.jpg"
 
 
 @pytest.mark.parametrize(
@@ -123,6 +126,13 @@ OLD, NEW = "COCO_val2014_000000000042.jpg", "000000000042.jpg"
         ((NEW, None, "/a"), (OLD, 42, "/b")),
         ((NEW, None, "/a"), (OLD, None, "/b")),
         ((f"x/{NEW}", None, "/a"), (NEW, None, "/b")),
+        # A given id counts, though the other source's name is the same.
+        ((FLICKR30K, 5, "/a"), (FLICKR30K, 5, "/b")),
+        # Flickr's names of one photograph; Karpathy's files give ids of their own.
+        ((FLICKR30K, None, "/flickr30k"), (FLICKR8K, None, "/flickr8k")),
+        ((FLICKR30K, 5, "/flickr30k"), (f"x/{FLICKR8K}", 7, "/flickr8k")),
+        ((FLICKR8K, None, "/a"), (FLICKR8K, None, "/b")),
+        ((FLICKR8K, 5, "/a"), (OTHER_SECRET, None, "/b")),
     ],
 )
 def test_an_image_is_found_in_two_splits_under_whatever_name(
@@ -141,7 +151,8 @@ def test_an_image_is_found_in_two_splits_under_whatever_name(
         assert "1 image in splits " in refusal(ordered)
     assert refusal(sources) == (
         f"1 image in splits train and val, expected each in one: {number} ({names}); a captioner "
-        "must not be scored on what it learned from"
+        "must not be scored on what it learned from, so leave them out of one split, with "
+        "--split_list"
     )
 
 
@@ -154,6 +165,15 @@ def test_an_image_is_found_in_two_splits_under_whatever_name(
         (("000000000042.jpg", 7), (OLD, 42)),
         (("0000000042.jpg", 42), (OLD, 42)),
         (("cat/1.jpg", None), ("dog/1.jpg", None)),
+        # Without ids a name may be any data set's.
+        (("0.jpg", None), ("0.jpg", None)),
+        (("0.jpg", None), ("0.jpg", 5)),
+        ((FLICKR30K, None), (FLICKR30K, None)),
+        ((FLICKR30K, 5), (FLICKR30K, 7)),
+        ((FLICKR8K, None), ("1000268202.jpg", None)),
+        ((FLICKR8K, None), ("1000268202_693b08cb0e.jpg", None)),
+        (("1000268201_693b08cb0.jpg", None), (FLICKR30K, None)),
+        (("1000268201_crop.jpg", None), (FLICKR30K, None)),
     ],
 )
 def test_other_images_are_not_taken_for_one(
@@ -167,6 +187,27 @@ def test_other_images_are_not_taken_for_one(
         else:
             sources.append(coco(path, split, {number: name}, images))
     assert keys(read_inputs(sources)) == {"train": [one[0]], "val": [other[0]]}
+
+
+@pytest.mark.parametrize("with_secret", ["train", "val", "test"])
+def test_a_secret_is_found_in_whichever_split_it_is(tmp_path: Path, with_secret: str) -> None:
+    sources = [
+        token(tmp_path / split, split, FLICKR30K, images=f"/{split}") for split in ("train", "val")
+    ]
+    assert keys(read_inputs(sources)) == {"train": [FLICKR30K], "val": [FLICKR30K]}
+    sources.append(token(tmp_path / "more", with_secret, FLICKR8K, images="/flickr8k"))
+    assert "; a captioner must not be scored on what it learned from" in refusal(sources)
+
+
+def test_tables_without_ids_may_number_their_images_alike(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("image,caption\n0.jpg,a dog\n1.jpg,a cat\n")
+    (tmp_path / "b.csv").write_text("image,caption\n0.jpg,a hat\n1.jpg,a bat\n")
+    train = Source("train", str(tmp_path / "a.csv"), "/a")
+    val = Source("val", str(tmp_path / "b.csv"), "/b")
+    both = ["0.jpg", "1.jpg"]
+    assert keys(read_inputs([train, val])) == {"train": both, "val": both}
+    # Of one folder they are the same files.
+    assert refusal([train, Source("val", val.annotations, "/a")]).startswith("2 images in splits ")
 
 
 def test_an_image_twice_in_one_split_is_no_leak(tmp_path: Path) -> None:
@@ -245,6 +286,14 @@ def test_a_list_of_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:
     assert refusal([source], lists(tmp_path, trian="1.jpg")) == (
         f"split_list {tmp_path / 'trian.txt'}: 1 image in no source of split trian, expected "
         "images with captions: 1.jpg; take those lines out, or name the source that has them"
+    )
+
+
+def test_a_source_of_which_the_list_names_no_image_is_refused(tmp_path: Path) -> None:
+    sources = [token(tmp_path / "a", "train", "1.jpg"), token(tmp_path / "b", "train", "2.jpg")]
+    assert refusal(sources, lists(tmp_path, train="1.jpg")) == (
+        f"{tmp_path / 'b'}: no image has captions and a line in its split's list, expected at "
+        "least one; leave this source out, or add its images to --split_list"
     )
 
 
