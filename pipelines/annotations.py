@@ -6,6 +6,7 @@ stay those of the source; where a source has none, `id_of_name` makes one of the
 
 import hashlib
 import io
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from pipelines import storage
 INT64 = range(-(2**63), 2**63)
 # What a float64 holds exactly, since JavaScript and spreadsheets read ids as such.
 _LARGEST_ID = 2**53 - 1
+# COCO's 2014 names say the year's split, its 2017 names are the id alone.
+COCO_NAME = re.compile(r"(?P<prefix>COCO_(?:train|val|test)20\d\d_)?(?P<id>\d{12})\.jpg")
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,13 @@ def id_of_name(name: str) -> int:
     """A positive id below 2**53 from the SHA-256 of an image's name; the same in every run."""
     digest = hashlib.sha256(name.encode()).digest()
     return int.from_bytes(digest[:8], "big") % _LARGEST_ID + 1
+
+
+def photograph_of(name: str) -> str:
+    """The base name of an image; of COCO's names of a photograph, that of 2017."""
+    base = name.rpartition("/")[2]
+    coco = COCO_NAME.fullmatch(base)
+    return base.removeprefix(coco["prefix"] or "") if coco else base
 
 
 @contextmanager

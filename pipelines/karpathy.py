@@ -13,6 +13,7 @@ from pipelines.annotations import (
     Annotations,
     check_field,
     check_unique,
+    photograph_of,
     shallow,
 )
 from pipelines.json_stream import Handler, read_lists
@@ -53,7 +54,7 @@ def read_karpathy(path: str) -> Annotations:
 
 
 class Assignment:
-    """Karpathy's splits alone: by COCO id where the file gives one, else by file name."""
+    """Karpathy's splits alone: by COCO id and file name where the file gives both, else by name."""
 
     def __init__(self, path: str) -> None:
         """Read a file.
@@ -61,7 +62,7 @@ class Assignment:
         Raises:
           InvalidInput: missing, not JSON, not Karpathy's, or an image is in two splits.
         """
-        self._by_id: dict[int, str] = {}
+        self._by_id: dict[int, tuple[str, str]] = {}
         self._by_name: dict[str, str] = {}
 
         def add(position: int, entry: Any) -> None:
@@ -69,15 +70,16 @@ class Assignment:
             if self._by_name.setdefault(name, split) != split:
                 raise InvalidInput(f"{path}: {name} in two splits, expected each image in one")
             if isinstance(entry.get("cocoid"), int):
-                self._by_id[entry["cocoid"]] = split
+                self._by_id[entry["cocoid"]] = photograph_of(name), split
 
         _read_images(path, add)
 
     def split_of(self, image: AnnotatedImage) -> str | None:
         """The split of an image, or None when the file does not name it."""
-        # Ids of other data sets mean nothing here, so names decide where no COCO ids are given.
+        # An id of another data set may equal one of COCO's, so the name has to agree.
         if self._by_id:
-            return self._by_id.get(image.image_id)
+            name, split = self._by_id.get(image.image_id, ("", None))
+            return split if name == photograph_of(image.name) else None
         return self._by_name.get(image.name.rpartition("/")[2])
 
 

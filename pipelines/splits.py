@@ -8,12 +8,10 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from model.errors import InvalidInput
-from pipelines.annotations import id_of_name, open_text
+from pipelines.annotations import COCO_NAME, id_of_name, open_text
 from pipelines.jobs import Item
 from pipelines.source_flags import Source, SplitList
 
-# COCO's 2014 names say the year's split, its 2017 names are the id alone.
-_COCO_NAME = re.compile(r"(?P<prefix>COCO_(?:train|val|test)20\d\d_)?(?P<id>\d{12})\.jpg")
 # Flickr8k's names say id and secret of a photograph on Flickr, Flickr30k's the id alone.
 _FLICKR_NAME = re.compile(r"(?P<id>\d+)(?P<secret>_[0-9a-f]{10})?\.jpg")
 # Of many, so many are named.
@@ -136,7 +134,7 @@ def _identities(item: Item, flickr_ids: Set[str]) -> Iterator[object]:
     # An id that is made of the name adds nothing to it, and any data set may have a 0.jpg.
     if id_is_given:
         yield name, image_id
-    coco = _COCO_NAME.fullmatch(name)
+    coco = COCO_NAME.fullmatch(name)
     # Nor does it say anything against the digits.
     if coco and (coco["prefix"] or not id_is_given or image_id == int(coco["id"])):
         yield int(coco["id"])

@@ -233,11 +233,11 @@ def test_karpathy_replaces_the_splits_by_coco_id(tmp_path: Path) -> None:
     val = write(tmp_path / "val.json", numbered(3, 4, 5, prefix="v"))
     path = karpathy(
         tmp_path / "dataset_coco.json",
-        {"cocoid": 1, "filename": "COCO_1.jpg", "split": "train"},
-        {"cocoid": 3, "filename": "COCO_3.jpg", "split": "restval"},
-        {"cocoid": 4, "filename": "COCO_4.jpg", "split": "test"},
-        {"cocoid": 5, "filename": "COCO_5.jpg", "split": "train"},
-        {"cocoid": 6, "filename": "COCO_6.jpg", "split": "train"},
+        {"cocoid": 1, "filename": "t1.jpg", "split": "train"},
+        {"cocoid": 3, "filename": "v3.jpg", "split": "restval"},
+        {"cocoid": 4, "filename": "v4.jpg", "split": "test"},
+        {"cocoid": 5, "filename": "v5.jpg", "split": "train"},
+        {"cocoid": 6, "filename": "v6.jpg", "split": "train"},
     )
     inputs = read_inputs([train, val], Selection(path))
     assert ids(inputs) == {"restval": [3], "test": [4], "train": [1, 5]}
@@ -256,7 +256,7 @@ def test_karpathy_without_coco_ids_goes_by_file_name(tmp_path: Path) -> None:
 
 def test_a_file_with_all_images_as_train_needs_no_split_of_its_own_name(tmp_path: Path) -> None:
     source = write(tmp_path / "everything.json", numbered(1))
-    path = karpathy(tmp_path / "k.json", {"cocoid": 1, "filename": "x", "split": "train"})
+    path = karpathy(tmp_path / "k.json", {"cocoid": 1, "filename": "1.jpg", "split": "train"})
     assert ids(read_inputs([source], Selection(path))) == {"train": [1]}
 
 

@@ -7,7 +7,7 @@ import pytest
 from model.errors import InvalidInput
 from pipelines.annotations import AnnotatedImage
 from pipelines.coco import Inputs, Selection, read_inputs
-from pipelines.karpathy import read_karpathy
+from pipelines.karpathy import Assignment, read_karpathy
 from pipelines.source_flags import Source
 
 
@@ -88,7 +88,7 @@ def test_restval_joins_train_by_a_flag(tmp_path: Path) -> None:
 
     # The same where the file only assigns the images of other annotations.
     captions = {
-        "images": [{"id": i, "file_name": f"{i}.jpg"} for i in (1, 2, 3, 4)],
+        "images": [{"id": i, "file_name": f"{i:012d}.jpg"} for i in (1, 2, 3, 4)],
         "annotations": [{"id": i, "image_id": i, "caption": "a dog"} for i in (1, 2, 3, 4)],
     }
     (tmp_path / "coco.json").write_text(json.dumps(captions))
@@ -96,6 +96,25 @@ def test_restval_joins_train_by_a_flag(tmp_path: Path) -> None:
     assignment = str(tmp_path / "k.json")
     assert ids(read_inputs([other], Selection(assignment))) == apart
     assert ids(read_inputs([other], Selection(assignment, join_restval=True))) == joined
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("COCO_val2014_000000000042.jpg", True),
+        ("val2014/COCO_val2014_000000000042.jpg", True),
+        ("COCO_train2014_000000000042.jpg", True),
+        ("000000000042.jpg", True),
+        ("000000000043.jpg", False),
+        ("COCO_val2014_000000000007.jpg", False),
+        ("x.jpg", False),
+    ],
+)
+def test_an_id_assigns_only_the_photograph_of_that_name(
+    tmp_path: Path, name: str, named: bool
+) -> None:
+    path = write(tmp_path / "k.json", coco(42, "test"), coco(7, "val")).annotations
+    assert Assignment(path).split_of(AnnotatedImage(name, 42, [])) == ("test" if named else None)
 
 
 def test_images_without_sentences_are_skipped_and_odd_captions_travel(tmp_path: Path) -> None:
