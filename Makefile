@@ -12,7 +12,7 @@ demo: $(STAMP)
 	$(BIN)/captionbeam demo --output $(OUTPUT)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

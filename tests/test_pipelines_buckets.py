@@ -31,6 +31,9 @@ from tests.preprocess_fixtures import (
     write_split,
 )
 
+# A server in the background and many runs: minutes, on two cores.
+pytestmark = pytest.mark.slow
+
 SCHEMES = ("s3", "gs")
 
 

@@ -24,6 +24,9 @@ from pipelines.shards import carried_errors
 from tests.cloud_fixtures import Bucket, FakeDataflow, fake_dataflow, gcs_bucket
 from tests.preprocess_fixtures import FakeEncoder, calls, write_split
 
+# A server in the background and many runs: minutes, on two cores.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("demo", "export", "model", "pipelines", "serving")
 RUNNER = ("--runner=DataflowRunner", "--project=project-1", "--region=europe-west4")
