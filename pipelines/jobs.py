@@ -156,17 +156,14 @@ def plan_job(job: Job, shards: Mapping[str, Sequence[Item]], settings: Mapping[s
         written, or its name is a pattern.
     """
     check_name(job.output)
-    encoded = {
-        name: b"".join(storage.json_line(item) for item in items) for name, items in shards.items()
-    }
     specs = tuple(
         ShardSpec(
             name,
             job.path(WORK_DIR, "specs", f"{name}.jsonl"),
-            len(shards[name]),
-            hashlib.sha256(data).hexdigest(),
+            len(items),
+            hashlib.sha256(_encoded(items)).hexdigest(),
         )
-        for name, data in encoded.items()
+        for name, items in shards.items()
     )
     wanted = {
         "settings": json.loads(json.dumps(settings)),
@@ -180,7 +177,8 @@ def plan_job(job: Job, shards: Mapping[str, Sequence[Item]], settings: Mapping[s
             found = None
         for spec in specs if found in (None, wanted) else ():
             if found is None or read_spec(spec) is None:
-                storage.write_bytes(spec.path, encoded[spec.name])
+                # Made again rather than kept: of ten million images they are gigabytes.
+                storage.write_bytes(spec.path, _encoded(shards[spec.name]))
         if found is None:
             storage.write_json(job.path(JOB_FILE), wanted)
     except (OSError, ValueError) as error:
@@ -232,6 +230,11 @@ def unusable(output: str, error: Exception) -> InvalidInput:
         "can be written and has free space, or the one of a run to resume; mend it and repeat the "
         "command, or take another --output"
     )
+
+
+def _encoded(items: Sequence[Item]) -> bytes:
+    """A spec's file."""
+    return b"".join(map(storage.json_line, items))
 
 
 def _is_finished_in_part(job: Job) -> bool:
