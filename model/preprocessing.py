@@ -25,9 +25,9 @@ _JPEG_SCALES = (1, 2, 4, 8)
 
 # Every choice that changes a pixel. Change the code below and this table together.
 CHOICES: dict[str, Any] = {
-    "version": 2,
+    "version": 3,
     "decode": "tf.io.decode_image, first frame; JPEG at the least DCT scale that covers the target",
-    "resize": "bilinear with antialias",
+    "resize": "area where no side grows, else bilinear with antialias",
     "padding": "ImageNet means, right and below",
     "colour": "BGR minus ImageNet means",
     "means": list(BGR_MEANS),
@@ -81,14 +81,33 @@ def prepare(image_bytes: tf.Tensor, image_size: int, aspect: str = SQUASH) -> Pr
         lambda: _decode_jpeg(image_bytes, image_size, aspect),
         lambda: _decode_other(image_bytes, image_size, aspect),
     )
-    # Antialias: without it, a photograph shrunk threefold keeps one pixel of nine. As floats: the
-    # operation takes 0.87 of the time that it takes on bytes, for the same values.
-    image = tf.image.resize(tf.cast(image, tf.float32), extent, antialias=True)
-    image = tf.reverse(image, axis=[-1]) - tf.constant(BGR_MEANS)
+    image = _bgr_without_means(_resize(image, extent))
     if aspect == KEEP:
         below, right = tf.unstack(image_size - extent)
         image = tf.pad(image, [[0, below], [0, right], [0, 0]])
     return Prepared(tf.ensure_shape(image, [image_size, image_size, CHANNELS]), extent)
+
+
+def _resize(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    """uint8 [H, W, 3] → float32 [*size, 3].
+
+    Averaging the area that a pixel covers lets every pixel of a large photograph count once, in
+    half the time of the triangles of an antialiased bilinear resize; enlarging, it would give
+    squares.
+    """
+    return tf.cond(
+        tf.reduce_all(size <= tf.shape(image)[:2]),
+        lambda: tf.image.resize(image, size, method="area"),
+        lambda: tf.image.resize(image, size, antialias=True),
+    )
+
+
+def _bgr_without_means(image: tf.Tensor) -> tf.Tensor:
+    """RGB → BGR minus the means, both float32 [H, W, 3]."""
+    rows = tf.reshape(tf.reverse(image, axis=[-1]), [tf.shape(image)[0], -1])
+    # By rows: subtracting three numbers from each pixel takes TensorFlow twice as long.
+    rows -= tf.tile(tf.constant(BGR_MEANS), [tf.shape(image)[1]])
+    return tf.reshape(rows, tf.shape(image))
 
 
 def _target_size(size: tf.Tensor, image_size: int, aspect: str) -> tf.Tensor:

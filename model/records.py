@@ -64,15 +64,15 @@ def serialise(record: Record, compression: str = NO_COMPRESSION) -> bytes:
     grid = np.ascontiguousarray(record.grid, GRID_DTYPE).tobytes()
     if compression == ZLIB:
         grid = zlib.compress(grid, _ZLIB_LEVEL)
-    features = {
-        _IMAGE_ID: _ints([record.image_id]),
-        _KEY: _strings([record.key.encode()]),
-        _GRID: _strings([grid]),
-        _CAPTIONS: _strings([caption.encode() for caption in record.captions]),
-        _TOKENS: _ints(flat),
-        _TOKEN_COUNTS: _ints([len(caption) for caption in record.tokens]),
-    }
-    example = tf.train.Example(features=tf.train.Features(feature=features))
+    # Filled in place: put together from messages, a grid is copied into each in turn.
+    example = tf.train.Example()
+    features = example.features.feature
+    features[_IMAGE_ID].int64_list.value.append(record.image_id)
+    features[_KEY].bytes_list.value.append(record.key.encode())
+    features[_GRID].bytes_list.value.append(grid)
+    features[_CAPTIONS].bytes_list.value.extend(caption.encode() for caption in record.captions)
+    features[_TOKENS].int64_list.value.extend(flat)
+    features[_TOKEN_COUNTS].int64_list.value.extend(len(caption) for caption in record.tokens)
     return example.SerializeToString(deterministic=True)
 
 
@@ -238,14 +238,6 @@ class Manifest:
                 f"no split {split!r} in the records, expected one of {sorted(self.splits)}"
             )
         return self.splits[split]
-
-
-def _ints(values: Sequence[int]) -> tf.train.Feature:
-    return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
-
-
-def _strings(values: Sequence[bytes]) -> tf.train.Feature:
-    return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
 
 
 def _masked_crc(data: bytes) -> bytes:

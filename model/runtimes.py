@@ -121,7 +121,8 @@ class OpenVinoRuntime:
             path = Path(scratch) / "network.pb"
             path.write_bytes(freeze(network).graph.as_graph_def().SerializeToString())
             model = core.read_model(path)
-        model.reshape([self.batch_size, *network.input_shape[1:]])
+        sizes = openvino.Dimension(1, self.batch_size)
+        model.reshape([sizes, *network.input_shape[1:]])
         self.concurrency = len(os.sched_getaffinity(0))
         settings = {
             # Left to itself it computes in bfloat16 where a CPU can.
@@ -135,22 +136,17 @@ class OpenVinoRuntime:
         self._requests = threading.local()
 
     def __call__(self, images: Any) -> np.ndarray:
-        """Eagerly alone; a short batch is filled up, and a long one cut."""
+        """Eagerly alone; a long batch is cut."""
         given = np.asarray(images, np.float32)
-        parts = [self._infer(given[i : i + self.batch_size]) for i in self._starts(len(given))]
-        return np.concatenate(parts)
-
-    def _starts(self, count: int) -> range:
-        return range(0, count, self.batch_size)
+        starts = range(0, len(given), self.batch_size)
+        return np.concatenate([self._infer(given[i : i + self.batch_size]) for i in starts])
 
     def _infer(self, images: np.ndarray) -> np.ndarray:
         if not hasattr(self._requests, "request"):
             # One a thread: a request holds one call's tensors.
             self._requests.request = self._compiled.create_infer_request()
-        missing = self.batch_size - len(images)
-        filled = np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)]) if missing else images
-        answer = self._requests.request.infer({0: filled}, share_inputs=True)
-        return np.array(answer[0][: len(images)])
+        answer = self._requests.request.infer({0: images}, share_inputs=True)
+        return np.array(answer[0])
 
 
 _KINDS: dict[str, Callable[[keras.Model], Runtime]] = {

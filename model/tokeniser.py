@@ -59,10 +59,15 @@ _MARKS = _marks()
 # Powers stand alone, as in the reference.
 _LETTER, _ALNUM = rf"(?:[^\W\d_¹²³][{_MARKS}]*)", rf"(?:[^\W_¹²³][{_MARKS}]*)"
 
-# The first alternative that matches wins, so the special cases stand before the plain word.
+# Nine words of ten: what is followed by a blank or a comma is none of the special cases that
+# begin with a letter, but for the joined words.
+_PLAIN_WORD = "(?!cannot|gonna|wanna|gotta|lemme|gimme)[a-z]+(?=[ ,]|$)"
+
+# The first alternative that matches wins, so the special cases stand before any other word.
 _TOKEN = re.compile(
     rf"""
-    (?:https?://|www\.)[^\s"<>()]*[^\s"<>().,;:!?']
+    {_PLAIN_WORD}
+  | (?:https?://|www\.)[^\s"<>()]*[^\s"<>().,;:!?']
   | [\w.+-]+@\w[\w-]*(?:\.[\w-]+)+ | @\w+ | \#{_LETTER}+  # mail, @names, #tags
   | </?[a-z]+/?>
   | [:;=]-?[()]                                            # smileys
@@ -94,11 +99,12 @@ def ptb_tokens(text: str) -> list[str]:
     # JSON may smuggle in half a surrogate pair, which no file can hold.
     text = text.encode("utf-8", "replace").decode("utf-8")
     text = unicodedata.normalize("NFC", text).translate(_ASCII).lower()
-    tokens = (token.translate(_BRACKETS) for token in _TOKEN.findall(text))
+    # Nothing below concerns a word of letters and digits.
     return [
-        token
-        for token in tokens
-        if token not in _PUNCTUATION and token.strip("-.") and not _is_dropped(token)
+        token.translate(_BRACKETS)
+        for token in _TOKEN.findall(text)
+        if token.isalnum()
+        or (token not in _PUNCTUATION and token.strip("-.") and not _is_dropped(token))
     ]
 
 
@@ -116,7 +122,9 @@ def tokenise(text: str) -> list[str]:
     These are `ptb_tokens` without brackets: coco-caption means to drop brackets, but looks
     for `-LRB-` after lower-casing, so that its scores count them.
     """
-    return [token for token in ptb_tokens(text) if not _BRACKET_TOKEN.search(token)]
+    return [
+        token for token in ptb_tokens(text) if token.isalnum() or not _BRACKET_TOKEN.search(token)
+    ]
 
 
 def detokenise(words: Iterable[str]) -> str:

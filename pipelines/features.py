@@ -25,7 +25,7 @@ from pipelines.sink import Sink
 
 # More threads than cores hide the latency of a bucket; decoding itself scales to the cores.
 READ_THREADS = min(8, 2 * (os.cpu_count() or 1))
-# Batches read ahead of those in the encoder.
+# Batches read ahead of those that are in the encoder or wait for it.
 _BATCHES_AHEAD = 2
 
 # Names of a ShardResult's counts.
@@ -121,14 +121,15 @@ class Features:
         settings = self.settings
         load = partial(_load, preparer=_preparer(settings.image_size, settings.aspect))
         size, at_once = encoder.batch_size, encoder.concurrency
-        ahead = (at_once + _BATCHES_AHEAD) * size
-        loaded = read_ahead(items, load, threads=settings.read_threads, ahead=ahead)
-        # In threads of their own: the encoder works on while records are written.
+        loaded = read_ahead(items, load, threads=settings.read_threads, ahead=_BATCHES_AHEAD * size)
+        views = len(items) + sum(bool(item.get(FLIP)) for item in items)
+        # In threads of their own: the encoder works on while records are written. A batch waits
+        # for each at work, so that none of them waits for those before it to be written.
         encoded = read_ahead(
-            batches(_with_copies(loaded), size),
+            batches(_with_copies(loaded), size, total=views, at_once=at_once),
             partial(_encode, encoder),
             threads=at_once,
-            ahead=at_once,
+            ahead=2 * at_once,
         )
         for batch, grids in encoded:
             # An encoder fails as a whole; what one image lacks stands in its view.

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
 from model.errors import ItemFailure
@@ -48,15 +49,25 @@ def read_ahead(
                 future.cancel()
 
 
-def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Cut a stream into lists of `size`; the last may be shorter, none is empty."""
-    batch: list[Item] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+def batches(
+    items: Iterable[Item], size: int, *, total: int | None = None, at_once: int = 1
+) -> Iterator[list[Item]]:
+    """Cut a stream into lists of at most `size`; none is empty.
+
+    Args:
+      items: the stream.
+      size: items of a batch.
+      total: how many items there are, about. The last batches are then smaller, so that those
+        who work on them end together (guided self-scheduling, Polychronopoulos and Kuck 1987).
+      at_once: batches worked on at once.
+    """
+    stream, taken = iter(items), 0
+    while True:
+        share = size if total is None else max(1, -(-(total - taken) // at_once))
+        batch = list(islice(stream, min(size, share)))
+        if not batch:
+            return
+        taken += len(batch)
         yield batch
 
 

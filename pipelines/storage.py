@@ -22,6 +22,8 @@ from pipelines.buckets import Writer, mend_s3, os_errors
 TEMPORARY_MARK = ".tmp-"
 _WRITER = re.compile(re.escape(TEMPORARY_MARK) + r"(?P<host>.+)-(?P<pid>\d+)-(?P<started>\d+)-\d+$")
 _NUMBERS = itertools.count()
+# More than most photographs have, so that they are read at once.
+_PIECE_BYTES = 2**18
 _RAW = {"compression_type": CompressionTypes.UNCOMPRESSED}
 
 mend_s3()
@@ -165,7 +167,14 @@ def size(path: str) -> int | None:
 def read_bytes(path: str, max_bytes: int = -1) -> bytes:
     """Read a whole file, or its first `max_bytes`; raises OSError (Beam's own error is one)."""
     with open_read(path) as file:
-        return file.read() if max_bytes < 0 else file.read(max_bytes)
+        return file.read() if max_bytes < 0 else b"".join(_pieces(file, max_bytes))
+
+
+def _pieces(file: Any, max_bytes: int) -> Iterator[bytes]:
+    """A file's first `max_bytes`; asked for all at once, Python sets memory for as many aside."""
+    while max_bytes and (piece := file.read(min(_PIECE_BYTES, max_bytes))):
+        yield piece
+        max_bytes -= len(piece)
 
 
 def read_json(path: str) -> Any:

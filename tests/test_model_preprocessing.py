@@ -25,13 +25,23 @@ def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
+def resized_columns(columns: np.ndarray, height: int, size: int = 2) -> np.ndarray:
+    """A grey picture of equal rows, prepared; one value a column, the same in every row."""
+    pixels = np.broadcast_to(columns[np.newaxis, :, np.newaxis], (height, len(columns), 3))
+    image = prepare(tf.constant(encoded(np.ascontiguousarray(pixels))), size).image.numpy()
+    assert image.shape == (size, size, 3)
+    grey = image + np.array(BGR_MEANS)
+    np.testing.assert_allclose(grey, np.broadcast_to(grey[:1, :, :1], grey.shape), atol=1e-3)
+    return grey[0, :, 0]
+
+
 def noise(height: int = 50, width: int = 70) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
 
 
 def test_prepared_images_are_what_resnet50_was_trained_on() -> None:
     """Golden against Keras: BGR, means removed, values not rescaled before that."""
-    resized = tf.image.resize(noise(), [32, 32], antialias=True).numpy()
+    resized = tf.image.resize(noise(), [32, 32], method="area").numpy()
     expected = keras.applications.resnet.preprocess_input(resized.copy())
     image = prepare(tf.constant(encoded(noise())), 32).image
     assert image.dtype == tf.float32
@@ -47,15 +57,26 @@ def test_golden_pixels() -> None:
     np.testing.assert_allclose(image, golden, atol=1e-3)
 
 
-def test_golden_resize_squashes_with_antialias() -> None:
-    """Four columns of 0, 60, 120, 240 to two: triangle weights 3/7, 3/7, 1/7 at the edges."""
-    columns = np.array([0, 60, 120, 240], np.uint8)
-    pixels = np.broadcast_to(columns[np.newaxis, :, np.newaxis], (8, 4, 3))
-    image = prepare(tf.constant(encoded(np.ascontiguousarray(pixels))), 2).image.numpy()
-    assert image.shape == (2, 2, 3)
-    weights = np.array([[3, 3, 1, 0], [0, 1, 3, 3]]) / 7
-    expected = (weights @ columns)[np.newaxis, :, np.newaxis] - np.array(BGR_MEANS)
-    np.testing.assert_allclose(image, np.broadcast_to(expected, (2, 2, 3)), atol=1e-3)
+def test_golden_resize_squashes_and_averages_what_a_pixel_covers() -> None:
+    """Five columns of 0, 60, 120, 240, 30 to two: each takes two and half of the third."""
+    columns = np.array([0, 60, 120, 240, 30], np.uint8)
+    weights = np.array([[2, 2, 1, 0, 0], [0, 0, 1, 2, 2]]) / 5
+    np.testing.assert_allclose(resized_columns(columns, height=8), weights @ columns, atol=1e-3)
+
+
+@pytest.mark.parametrize("height", [1, 2, 8])
+def test_golden_resize_where_a_side_grows(height: int) -> None:
+    """Two columns to four: between two pixels a quarter and three; no squares."""
+    grown = resized_columns(np.array([0, 200], np.uint8), height=height, size=4)
+    np.testing.assert_allclose(grown, [0, 50, 150, 200], atol=1e-3)
+
+
+def test_a_side_that_shrinks_beside_one_that_grows_keeps_every_pixel() -> None:
+    """Sixteen columns, of which one is bright: none is skipped, wherever it stands."""
+    for bright in range(16):
+        columns = np.zeros(16, np.uint8)
+        columns[bright] = 255
+        assert resized_columns(columns, height=2, size=4).max() > 20
 
 
 @pytest.mark.parametrize("aspect", ASPECTS)
@@ -82,7 +103,8 @@ def test_keeping_the_aspect_pads_what_the_picture_leaves(
     pixels = noise(height, width)
     image, found = prepare(tf.constant(encoded(pixels)), 32, KEEP)
     assert tuple(found.numpy()) == extent
-    resized = tf.image.resize(pixels, extent, antialias=True).numpy()[..., ::-1]
+    how = {"antialias": True} if height < extent[0] or width < extent[1] else {"method": "area"}
+    resized = tf.image.resize(pixels, extent, **how).numpy()[..., ::-1]
     expected = np.zeros((32, 32, 3))
     expected[: extent[0], : extent[1]] = resized - np.array(BGR_MEANS)
     np.testing.assert_allclose(image.numpy(), expected, atol=1e-3)
@@ -105,12 +127,12 @@ def test_a_jpeg_is_decoded_no_larger_than_the_resize_needs(
     if aspect == KEEP:
         scale = max(s for s in (1, 2, 4, 8) if height // extent[0] >= s and width // extent[1] >= s)
     small = tf.io.decode_jpeg(data, ratio=scale).numpy()
-    expected = tf.image.resize(small, extent, antialias=True).numpy()[..., ::-1]
+    expected = tf.image.resize(small, extent, method="area").numpy()[..., ::-1]
     image, found = prepare(tf.constant(data), 64, aspect)
     assert tuple(found.numpy()) == extent
     picture = image.numpy()[: extent[0], : extent[1]]
     np.testing.assert_allclose(picture, expected - np.array(BGR_MEANS), atol=1e-3)
-    whole = tf.image.resize(tf.io.decode_jpeg(data), extent, antialias=True).numpy()[..., ::-1]
+    whole = tf.image.resize(tf.io.decode_jpeg(data), extent, method="area").numpy()[..., ::-1]
     # The same picture as from all pixels, not one shifted or of another size.
     assert np.abs(picture - (whole - np.array(BGR_MEANS))).mean() < 1.5
 

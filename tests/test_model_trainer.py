@@ -203,11 +203,11 @@ def test_the_same_encoder_from_another_path_is_the_same(tmp_path: Path) -> None:
 def test_grids_of_another_preprocessing_are_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path, "model", 2)
     Trainer(run).fit(silent)
-    wanted = r"preprocessing version is 1 there, 2 in this version of captionbeam; preprocess again"
-    rewrite(run.model_dir / "manifest.json", '"version": 2', '"version": 1')
+    wanted = r"preprocessing version is 1 there, 3 in this version of captionbeam; preprocess again"
+    rewrite(run.model_dir / "manifest.json", '"version": 3', '"version": 1')
     with pytest.raises(RecordsMismatch, match=wanted):
         load_trained(run.model_dir)
-    rewrite(run.records / "manifest.json", '"version": 2', '"version": 1')
+    rewrite(run.records / "manifest.json", '"version": 3', '"version": 1')
     with pytest.raises(RecordsMismatch, match=wanted):
         Trainer(make_run(tmp_path, "fresh", 2))
 

@@ -1,5 +1,6 @@
 """model/vocabulary: the reference's tokens, lossless ids, and files that say what is wrong."""
 
+import itertools
 import json
 import pickle
 import random
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
+from model import tokeniser
 from model.errors import InvalidInput
 from model.tokeniser import (
     CLITIC_PATTERN,
@@ -72,6 +74,12 @@ HARD = [
 ]
 
 
+SPECIAL = (
+    "cannot cannots can gonna gonnas wanna gotta lemme gimme not na n't 't 's is y' all o'neil st. "
+    "no. 5 u.s. 3-inch '' . - -- / _ @ # & at&t http://x.y x@y.z </p> : ) [ é ² x²"
+)
+
+
 @needs_java
 def test_tokens_are_those_of_the_reference_on_every_real_caption(real_captions: list[str]) -> None:
     assert len(real_captions) == 4650
@@ -106,6 +114,17 @@ def test_tokens_are_those_of_the_reference_on_hard_captions() -> None:
 )
 def test_tokens_without_java(text: str, expected: str) -> None:
     assert " ".join(tokenise(text)) == expected
+
+
+def test_the_short_cut_for_plain_words_changes_no_token(real_captions: list[str]) -> None:
+    """Against the pattern without it, on captions and on everything special beside everything."""
+    marked = f"\n    {tokeniser._PLAIN_WORD}\n  |"
+    assert marked in tokeniser._TOKEN.pattern
+    without = re.compile(tokeniser._TOKEN.pattern.replace(marked, "\n   "), re.VERBOSE)
+    special = SPECIAL.split()
+    pairs = ["".join(parts) for parts in itertools.product(special, ("", " ", ",", "\n"), special)]
+    for text in map(str.lower, (*real_captions, *HARD, *pairs)):
+        assert tokeniser._TOKEN.findall(text) == without.findall(text)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import threading
+from itertools import chain
 
 import pytest
 
@@ -65,3 +66,17 @@ def test_batches_lose_nothing() -> None:
     assert list(batches(range(7), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
     assert list(batches(range(6), 3)) == [[0, 1, 2], [3, 4, 5]]
     assert list(batches([], 3)) == []
+
+
+def test_the_last_batches_share_what_is_left() -> None:
+    """Three at work: each takes a third of the rest, so that they end within one item."""
+    sizes = [len(batch) for batch in batches(range(40), 8, total=40, at_once=3)]
+    assert sizes == [8, 8, 8, 6, 4, 2, 2, 1, 1]
+    assert [len(batch) for batch in batches(range(20), 8, total=20)] == [8, 8, 4]
+
+
+@pytest.mark.parametrize("total", [0, 1, 9, 30, 1000])
+def test_batches_lose_nothing_where_the_total_is_wrong(total: int) -> None:
+    found = list(batches(range(30), 4, total=total, at_once=2))
+    assert list(chain(*found)) == list(range(30))
+    assert max(map(len, found)) <= 4
