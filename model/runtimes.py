@@ -138,6 +138,8 @@ class OpenVinoRuntime:
     def __call__(self, images: Any) -> np.ndarray:
         """Eagerly alone; a long batch is cut."""
         given = np.asarray(images, np.float32)
+        if len(given) <= self.batch_size:
+            return self._infer(given)
         starts = range(0, len(given), self.batch_size)
         return np.concatenate([self._infer(given[i : i + self.batch_size]) for i in starts])
 

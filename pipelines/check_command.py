@@ -14,6 +14,7 @@ from pipelines.records_check import Report, check_records
 from pipelines.records_repair import repair_records
 from pipelines.runner import check_beam_args
 from pipelines.shards import hold_output
+from pipelines.wording import some_of
 
 # The names of more shards than these fill a screen.
 _NAMED = 20
@@ -33,7 +34,7 @@ def check(output: str, beam_args: Sequence[str]) -> None:
     report = check_records(output)
     _print_findings(report)
     if report.faults:
-        raise CheckFailed(f"{output}: faulty: {_names(report.names)}; {_remedy(report)}")
+        raise CheckFailed(f"{output}: faulty: {some_of(report.names, _NAMED)}; {_remedy(report)}")
     print(f"{output} is sound: {_holds(report)}")
 
 
@@ -56,11 +57,11 @@ def repair(output: str, beam_args: Sequence[str]) -> records.Manifest | None:
             print(f"{output} is sound, nothing to do: {_holds(report)}")
             return None
         done = repair_records(report, beam_args, lease=held.lease)
-    print(f"{output}: made again: {_names(report.names)}")
+    print(f"{output}: made again: {some_of(report.names, _NAMED)}")
     if done.changed:
         print(
-            f"{_names(done.changed)}: other bytes than before, so that a photograph or the machine "
-            f"has changed since; {records.MANIFEST_FILE} says what is there now"
+            f"{some_of(done.changed, _NAMED)}: other bytes than before, so that a photograph or "
+            f"the machine has changed since; {records.MANIFEST_FILE} says what is there now"
         )
     return done.manifest
 
@@ -80,11 +81,6 @@ def _remedy(report: Report) -> str:
     if report.contents.plan is None or is_of_another_version(report.contents):
         return "they cannot be mended: make the records again in another --output"
     return f"mend them with {repair_command(report.contents.job.output)}"
-
-
-def _names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
 
 
 def _holds(report: Report) -> str:

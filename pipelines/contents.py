@@ -7,6 +7,7 @@ from model import records
 from model.errors import CheckFailed, InvalidInput
 from pipelines import storage
 from pipelines.jobs import JOB_FILE, Job, ShardResult
+from pipelines.papers import read_manifest
 from pipelines.plan import Plan, find_plan, unplanned_job
 from pipelines.publication import shard_info
 from pipelines.read_ahead import read_ahead
@@ -106,11 +107,9 @@ def read_contents(output: str) -> Contents:
         faults.append(Fault(JOB_FILE, _without_path(error, job.path(JOB_FILE))))
     manifest, path = None, job.path(records.MANIFEST_FILE)
     try:
-        manifest = records.Manifest.from_json(storage.read_bytes(path).decode(), path)
+        manifest = read_manifest(path)
     except InvalidInput as error:
         faults.append(Fault(records.MANIFEST_FILE, _without_path(error, path)))
-    except UnicodeDecodeError as error:
-        faults.append(Fault(records.MANIFEST_FILE, f"not UTF-8 text ({error.reason})"))
     except OSError:
         faults.append(Fault(records.MANIFEST_FILE, unreadable(path)))
     if plan is None and manifest is None:

@@ -17,9 +17,10 @@ from model.errors import InvalidInput, ItemFailure, Reason
 from model.image_bytes import canonicalise
 from model.preprocessing import Prepared, prepare
 from model.vocabulary import Vocabulary
-from pipelines import coco, storage
+from pipelines import coco
 from pipelines.image_files import read_item
 from pipelines.jobs import Item
+from pipelines.papers import read_vocabulary
 from pipelines.read_ahead import batches, read_ahead
 from pipelines.sink import Sink
 
@@ -117,7 +118,7 @@ class Features:
     def process(self, items: Sequence[Item], sink: Sink) -> None:
         """Write a record for every image that can be read and has a valid caption."""
         encoder = self.shared.acquire(self.make_encoder)
-        writer = _Records(_load_vocabulary(self.vocabulary), self.settings, sink)
+        writer = _Records(read_vocabulary(self.vocabulary), self.settings, sink)
         settings = self.settings
         load = partial(_load, preparer=_preparer(settings.image_size, settings.aspect))
         size, at_once = encoder.batch_size, encoder.concurrency
@@ -271,7 +272,3 @@ def _preparer(image_size: int, aspect: str) -> Callable[[tf.Tensor], Prepared]:
         partial(prepare, image_size=image_size, aspect=aspect),
         input_signature=[tf.TensorSpec([], tf.string)],
     )
-
-
-def _load_vocabulary(path: str) -> Vocabulary:
-    return Vocabulary.from_json(storage.read_bytes(path).decode(), path)

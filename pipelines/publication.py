@@ -7,11 +7,11 @@ from typing import Any
 
 from model import records
 from model.errors import CheckFailed, Reason
-from model.vocabulary import Vocabulary
 from pipelines import storage
 from pipelines.balance import top_reasons
 from pipelines.features import CAPTIONS, CUT_CAPTIONS, FLIP_CAPTIONS, FLIPS, LOST_CAPTIONS
 from pipelines.jobs import Job, ShardResult, failed_by_reason
+from pipelines.papers import read_vocabulary
 from pipelines.plan import ORPHANS, TRAIN_SPLIT, VOCABULARY, Plan
 
 
@@ -72,8 +72,7 @@ class Publication:
     def manifest(self, results: Sequence[ShardResult]) -> records.Manifest:
         """What manifest.json says of these shards and of the vocabulary of their job."""
         by_name = {result.name: result for result in results}
-        path = self.job.path(VOCABULARY)
-        vocabulary = Vocabulary.from_json(storage.read_bytes(path).decode(), path)
+        vocabulary = read_vocabulary(self.job.path(VOCABULARY))
         return records.Manifest(
             **self.plan.manifest_fields(),
             vocabulary={

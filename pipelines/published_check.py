@@ -9,15 +9,15 @@ from typing import Any
 from model import records
 from model.errors import InvalidInput, Reason
 from model.preprocessing import choices, fingerprint
-from model.vocabulary import Vocabulary
 from pipelines import storage
 from pipelines.contents import Contents, Fault, unreadable
+from pipelines.papers import read_vocabulary
 from pipelines.plan import ORPHANS, VOCABULARY, current_fingerprint
 from pipelines.publication import Publication
+from pipelines.wording import short
 
 # A caption fails for one of these without its image; for the image's reason it has no row.
 _OF_CAPTIONS = (Reason.UNKNOWN_IMAGE, Reason.INVALID_CAPTION)
-_SHORT = 12
 _CHUNK_BYTES = 2**20
 
 
@@ -53,7 +53,7 @@ def _manifest_fault(
 ) -> str | None:
     if is_of_another_version(contents):
         return (
-            f"preprocessing {manifest.fingerprint[:_SHORT]} is not that of this version of "
+            f"preprocessing {short(manifest.fingerprint)} is not that of this version of "
             "captionbeam; make the records again in another --output"
         )
     if contents.plan is not None and contents.all_finished and not vocabulary_is_lost:
@@ -105,17 +105,15 @@ def _check_vocabularies(contents: Contents) -> Iterator[Fault]:
     for file in files:
         path = contents.job.path(file)
         try:
-            found = Vocabulary.from_json(storage.read_bytes(path).decode(), path).digest
+            found = read_vocabulary(path).digest
         except OSError:
             yield Fault(file, unreadable(path))
-        except UnicodeDecodeError as error:
-            yield Fault(file, f"not UTF-8 text ({error.reason})")
         except InvalidInput as error:
             yield Fault(file, str(error).removeprefix(f"{path}: "))
         else:
             stated = stated or found
             if found != stated:
-                yield Fault(file, f"digest {found[:_SHORT]}, expected {stated[:_SHORT]}")
+                yield Fault(file, f"digest {short(found)}, expected {short(stated)}")
 
 
 def _failures_fault(contents: Contents) -> str | None:
@@ -177,5 +175,5 @@ def digest_of(*paths: str) -> str | None:
 
 def in_words(found: str | None, expected: str) -> str:
     """How a digest differs, for a person."""
-    there = "cannot be read" if found is None else f"SHA-256 {found[:_SHORT]}"
-    return f"{there}, expected {expected[:_SHORT]}"
+    there = "cannot be read" if found is None else f"SHA-256 {short(found)}"
+    return f"{there}, expected {short(expected)}"

@@ -9,10 +9,10 @@ from itertools import islice
 from model import records
 from model.errors import InvalidInput
 from model.progress import Progress
-from model.vocabulary import Vocabulary
 from pipelines import storage
 from pipelines.contents import Contents, Expected, Fault, check_is_finished, read_contents
 from pipelines.duplicates import Place, find_twice
+from pipelines.papers import read_vocabulary
 from pipelines.plan import VOCABULARY
 from pipelines.published_check import check_published, digest_of, in_words
 from pipelines.read_ahead import read_ahead
@@ -125,11 +125,10 @@ def _rules(contents: Contents) -> Rules:
 def _vocabulary_size(contents: Contents) -> int:
     if contents.manifest is not None:
         return int(contents.manifest.vocabulary["size"])
-    path = contents.job.path(VOCABULARY)
     try:
-        return len(Vocabulary.from_json(storage.read_bytes(path).decode(), path))
+        return len(read_vocabulary(contents.job.path(VOCABULARY)))
     # That it cannot be read is a fault of its own.
-    except (OSError, UnicodeDecodeError, InvalidInput):
+    except (OSError, InvalidInput):
         return sys.maxsize
 
 

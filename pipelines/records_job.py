@@ -22,6 +22,7 @@ from pipelines import storage
 from pipelines.coco import Inputs, Selection, read_inputs
 from pipelines.features import FLIP, READ_THREADS, Features, GridEncoder
 from pipelines.jobs import JOB_FILE, WORK_DIR, Item, Job, assign, plan_job
+from pipelines.papers import read_manifest
 from pipelines.plan import (
     ORPHANS,
     STAGE,
@@ -147,12 +148,13 @@ def preprocess(
         inputs = replace(inputs, splits={})
         shards.clear()
         storage.write_bytes(job.path(ORPHANS), orphans)
+        manifest = job.path(records.MANIFEST_FILE)
         if is_complete(job):
-            return Outcome(read_manifest(job), was_complete=True)
+            return Outcome(read_manifest(manifest), was_complete=True)
         if settings.vocabulary is not None:
             storage.write_bytes(job.path(VOCABULARY), settings.vocabulary.to_json().encode())
         carry_out(job, plan, make_encoder, shared, beam_args, settings.read_threads)
-        return Outcome(read_manifest(job), was_complete=False)
+        return Outcome(read_manifest(manifest), was_complete=False)
 
 
 def carry_out(
@@ -187,12 +189,6 @@ def carry_out(
     work = Features(make_encoder, shared, plan.encoder_digest, vocabulary, settings)
     run_job(job, work, Publication(replace(job, specs=()), plan), beam_args)
     check_made(job.path(records.MANIFEST_FILE))
-
-
-def read_manifest(job: Job) -> records.Manifest:
-    """The manifest of a finished job."""
-    path = job.path(records.MANIFEST_FILE)
-    return records.Manifest.from_json(storage.read_bytes(path).decode(), path)
 
 
 def _marked(split: str, items: Sequence[Item], settings: PreprocessSettings) -> Sequence[Item]:

@@ -11,18 +11,17 @@ from apache_beam.utils.shared import Shared
 from model import records
 from model.encoder import Encoder
 from model.errors import InvalidInput
-from model.vocabulary import Vocabulary
 from pipelines import storage
 from pipelines.features import GridEncoder
 from pipelines.jobs import JOB_FILE, Job, ShardSpec, read_spec
 from pipelines.lease import Lease
+from pipelines.papers import read_manifest, read_vocabulary
 from pipelines.plan import ORPHANS, TRAIN_SPLIT, VOCABULARY, Plan
 from pipelines.published_check import is_of_another_version
 from pipelines.records_check import Report
-from pipelines.records_job import carry_out, read_manifest
+from pipelines.records_job import carry_out
 from pipelines.runner import check_beam_args
-
-_SHORT = 12
+from pipelines.wording import short
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def repair_records(
         _renew_vocabulary(job, plan)
     storage.delete_matching(job.path(records.MANIFEST_FILE))
     carry_out(job, plan, make_encoder, shared, beam_args)
-    manifest = read_manifest(job)
+    manifest = read_manifest(job.path(records.MANIFEST_FILE))
     return Repair(manifest, _changed(report, manifest))
 
 
@@ -97,11 +96,9 @@ def _renew_vocabulary(job: Job, plan: Plan) -> None:
     if plan.vocabulary is None:
         storage.delete_matching(job.path(VOCABULARY))
         return
-    published = job.path(records.VOCABULARY_FILE)
     try:
-        text = storage.read_bytes(published).decode()
-        vocabulary = Vocabulary.from_json(text, published)
-    except (OSError, UnicodeDecodeError, InvalidInput):
+        vocabulary = read_vocabulary(job.path(records.VOCABULARY_FILE))
+    except (OSError, InvalidInput):
         vocabulary = None
     if vocabulary is None or vocabulary.digest != plan.vocabulary:
         raise InvalidInput(f"{job.path(VOCABULARY)} {_again(job.output)}")
@@ -154,8 +151,8 @@ def _again(output: str) -> str:
 def _check_encoder(encoder: GridEncoder, plan: Plan) -> None:
     if encoder.digest != plan.encoder_digest:
         raise InvalidInput(
-            f"encoder weights {plan.encoder.weights}: digest {encoder.digest[:_SHORT]}, expected "
-            f"{plan.encoder_digest[:_SHORT]} as of the other shards; bring the first weights back"
+            f"encoder weights {plan.encoder.weights}: digest {short(encoder.digest)}, expected "
+            f"{short(plan.encoder_digest)} as of the other shards; bring the first weights back"
         )
 
 

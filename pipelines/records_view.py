@@ -21,11 +21,11 @@ from pipelines import storage
 from pipelines.balance import equation
 from pipelines.image_files import read_item
 from pipelines.jobs import WORK_DIR, Item, Job
+from pipelines.papers import read_manifest, read_vocabulary
 from pipelines.plan import TRAIN_SPLIT, unplanned_job
-from pipelines.records_job import read_manifest
 from pipelines.shard_check import read_records
+from pipelines.wording import short
 
-_SHORT = 12
 _FREQUENT_WORDS = 12
 # Shards are filled by the hash of the key, so that the first ones are a fair sample of them all.
 _MEASURED_IMAGES = 10_000
@@ -78,11 +78,10 @@ def open_view(output: str, split: str | None = None) -> RecordsView:
     """
     storage.check_filesystem(output, "records")
     job = unplanned_job(output)
-    path = job.path(records.VOCABULARY_FILE)
     try:
-        manifest = read_manifest(job)
-        vocabulary = Vocabulary.from_json(storage.read_bytes(path).decode(), path)
-    except (OSError, UnicodeDecodeError) as error:
+        manifest = read_manifest(job.path(records.MANIFEST_FILE))
+        vocabulary = read_vocabulary(job.path(records.VOCABULARY_FILE))
+    except OSError as error:
         raise InvalidInput(
             f"{output}: cannot be read ({error}), expected a finished records directory; see "
             f"`captionbeam preprocess --check {output}`"
@@ -114,10 +113,10 @@ def print_summary(view: RecordsView) -> None:
     )
     if manifest.flip_copies is not None:
         print(f"mirror images: {manifest.flip_copies} of the records of {TRAIN_SPLIT}")
-    encoder = {**manifest.encoder, "digest": manifest.encoder["digest"][:_SHORT]}
+    encoder = {**manifest.encoder, "digest": short(manifest.encoder["digest"])}
     name = encoder.pop("name")
     print(f"encoder: {', '.join([name, *(f'{key} {encoder[key]}' for key in sorted(encoder))])}")
-    print(f"preprocessing: fingerprint {manifest.fingerprint[:_SHORT]}")
+    print(f"preprocessing: fingerprint {short(manifest.fingerprint)}")
     least = manifest.vocabulary["min_word_count"]
     seen = "as given with --vocabulary" if least is None else f"seen at least {least} times"
     frequent = [word for word in view.vocabulary.words if word not in SPECIALS]

@@ -11,11 +11,11 @@ from typing import Any
 from model.record_check import DamagedRecord, check_values, deserialise, read_frames
 from model.records import Record, ShardInfo
 from pipelines import storage
+from pipelines.wording import short
 
 _DRAIN_BYTES = 2**20
 # Digests, so that the keys of millions of images fit in memory; 128 bits never meet by chance.
 DIGEST_BYTES = 16
-_SHORT = 12
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def check_shard(
     except OSError as error:
         return ShardReport((f"cannot be read ({error})",))
     if digest != info.sha256:
-        faults.append(f"SHA-256 {digest[:_SHORT]}, expected {info.sha256[:_SHORT]}")
+        faults.append(f"SHA-256 {short(digest)}, expected {short(info.sha256)}")
     return ShardReport(tuple(faults), bytes(tally.keys), bytes(tally.identities))
 
 

@@ -11,11 +11,10 @@ from model.errors import InvalidInput
 from pipelines.annotations import COCO_NAME, id_of_name, open_text
 from pipelines.jobs import Item
 from pipelines.source_flags import Source, SplitList
+from pipelines.wording import some_of
 
 # Flickr8k's names say id and secret of a photograph on Flickr, Flickr30k's the id alone.
 _FLICKR_NAME = re.compile(r"(?P<id>\d+)(?P<secret>_[0-9a-f]{10})?\.jpg")
-# Of many, so many are named.
-_NAMED = 5
 
 
 class Part(NamedTuple):
@@ -58,7 +57,7 @@ class SplitLists:
             if unknown := sorted(self._wanted[split] - self._found[split]):
                 raise InvalidInput(
                     f"split_list {split_list.path}: {_count(unknown)} in no source of split "
-                    f"{split}, expected images with captions: {_some(unknown)}; take those lines "
+                    f"{split}, expected images with captions: {some_of(unknown)}; take those lines "
                     "out, or name the source that has them"
                 )
 
@@ -82,7 +81,8 @@ def check_keys(parts: Sequence[Part]) -> None:
     for (split, first, second), keys in twice.items():
         raise InvalidInput(
             f"split {split}: {_count(keys)} in both {first} and {second}, expected each name once: "
-            f"{_some(keys)}; leave one of the sources out, or restrict the split with --split_list"
+            f"{some_of(keys)}; leave one of the sources out, or restrict the split with "
+            "--split_list"
         )
 
 
@@ -107,7 +107,7 @@ def check_disjoint(parts: Sequence[Part]) -> None:
     for (first, second), images in shared.items():
         raise InvalidInput(
             f"{_count(images)} in splits {first} and {second}, expected each in one: "
-            f"{_some(images)}; a captioner must not be scored on what it learned from, so leave "
+            f"{some_of(images)}; a captioner must not be scored on what it learned from, so leave "
             "them out of one split, with --split_list"
         )
 
@@ -155,8 +155,3 @@ def _both(one: Item, other: Item) -> str:
 
 def _count(names: Sequence[str]) -> str:
     return "1 image" if len(names) == 1 else f"{len(names)} images"
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more

@@ -9,6 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+import captionbeam
 from model.records import NO_COMPRESSION, Record, frame, serialise
 from pipelines.records_job import preprocess
 from pipelines.shard_check import read_records
@@ -42,6 +45,17 @@ def copy_records(output: Path, target: Path) -> Path:
     """A copy to be damaged; its photographs stay where they are."""
     shutil.copytree(output, target)
     return target
+
+
+Outcome = tuple[int, list[str], str]
+"""Of a command: exit code, lines of stdout, stderr."""
+
+
+def run_command(capsys: pytest.CaptureFixture[str], *arguments: str) -> Outcome:
+    """Run `captionbeam` with these arguments."""
+    code = captionbeam.main(arguments)
+    out, err = capsys.readouterr()
+    return code, out.splitlines(), err
 
 
 def shard(output: Path, name: str) -> Path:

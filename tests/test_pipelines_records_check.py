@@ -21,6 +21,7 @@ from tests.records_fixtures import (
     SECOND,
     THIRD,
     VAL,
+    Outcome,
     copy_records,
     edit_json,
     edit_result,
@@ -29,6 +30,7 @@ from tests.records_fixtures import (
     forge_first,
     make_records,
     read_shard,
+    run_command,
     sha256,
     shard,
 )
@@ -48,20 +50,12 @@ def output(made: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def check(
-    output: Path, capsys: pytest.CaptureFixture[str]
-) -> Callable[[], tuple[int, list[str], str]]:
-    """Runs the command: (exit code, lines of stdout, stderr)."""
-
-    def run() -> tuple[int, list[str], str]:
-        code = captionbeam.main(["preprocess", "--check", str(output)])
-        out, err = capsys.readouterr()
-        return code, out.splitlines(), err
-
-    return run
+def check(output: Path, capsys: pytest.CaptureFixture[str]) -> "Check":
+    """Runs the command."""
+    return lambda: run_command(capsys, "preprocess", "--check", str(output))
 
 
-Check = Callable[[], tuple[int, list[str], str]]
+Check = Callable[[], Outcome]
 
 
 def info(output: Path, name: str) -> dict[str, str]:

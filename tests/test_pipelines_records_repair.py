@@ -22,6 +22,7 @@ from tests.records_fixtures import (
     SECOND,
     THIRD,
     VAL,
+    Outcome,
     copy_records,
     edit_json,
     edit_result,
@@ -29,6 +30,7 @@ from tests.records_fixtures import (
     forge_first,
     make_records,
     read_shard,
+    run_command,
     shard,
 )
 
@@ -54,19 +56,14 @@ def log(tmp_path: Path) -> Path:
 @pytest.fixture
 def repair(
     output: Path, log: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, list[str], str]]:
-    """Runs the command with the fake encoder: (exit code, lines of stdout, stderr)."""
+) -> "Repair":
+    """Runs the command with the fake encoder."""
     monkeypatch.setattr("pipelines.records_repair.Encoder", lambda _: FakeEncoder(log))
-
-    def run(*flags: str) -> tuple[int, list[str], str]:
-        code = captionbeam.main(["preprocess", "--check", str(output), "--repair", *flags])
-        out, err = capsys.readouterr()
-        return code, out.splitlines(), err
-
-    return run
+    command = ("preprocess", "--check", str(output), "--repair")
+    return lambda *flags: run_command(capsys, *command, *flags)
 
 
-Repair = Callable[..., tuple[int, list[str], str]]
+Repair = Callable[..., Outcome]
 
 
 def work(output: Path, *parts: str) -> Path:

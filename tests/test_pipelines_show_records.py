@@ -20,10 +20,12 @@ from tests.preprocess_fixtures import FakeEncoder, settings, write_split
 from tests.records_fixtures import (
     FIRST,
     VAL,
+    Outcome,
     copy_records,
     forge,
     make_records,
     read_shard,
+    run_command,
     shard,
 )
 
@@ -44,19 +46,13 @@ def show(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> Callable[..., tuple[int, list[str], str]]:
-    """Runs the command in a directory of its own: (exit code, lines of stdout, stderr)."""
+) -> "Show":
+    """Runs the command in a directory of its own."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*flags: str) -> tuple[int, list[str], str]:
-        code = captionbeam.main(["records", str(output), *flags])
-        out, err = capsys.readouterr()
-        return code, out.splitlines(), err
-
-    return run
+    return lambda *flags: run_command(capsys, "records", str(output), *flags)
 
 
-Show = Callable[..., tuple[int, list[str], str]]
+Show = Callable[..., Outcome]
 
 
 @pytest.fixture
