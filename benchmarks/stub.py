@@ -23,7 +23,7 @@ class StubEncoder:
 
     digest = "stub"
     grid_shape = (49, 2048)
-    batch_size, concurrency = 32, 1
+    batch_size, concurrency = 8, 1
 
     def __call__(self, images: np.ndarray, extents: np.ndarray) -> np.ndarray:
         """float32 [N, S, S, 3] → float32 [N, P, F]."""

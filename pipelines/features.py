@@ -2,6 +2,7 @@
 
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from apache_beam.utils.shared import Shared
 from model import records
 from model.errors import InvalidInput, ItemFailure, Reason
 from model.image_bytes import canonicalise
-from model.preprocessing import Prepared, prepare
+from model.preprocessing import CHANNELS, Prepared, prepare
 from model.vocabulary import Vocabulary
 from pipelines import coco
 from pipelines.image_files import read_item
@@ -26,8 +27,6 @@ from pipelines.sink import Sink
 
 # More threads than cores hide the latency of a bucket; decoding itself scales to the cores.
 READ_THREADS = min(8, 2 * (os.cpu_count() or 1))
-# Batches read ahead of those that are in the encoder or wait for it.
-_BATCHES_AHEAD = 2
 
 # Names of a ShardResult's counts.
 CAPTIONS = "captions"
@@ -122,15 +121,16 @@ class Features:
         settings = self.settings
         load = partial(_load, preparer=_preparer(settings.image_size, settings.aspect))
         size, at_once = encoder.batch_size, encoder.concurrency
-        loaded = read_ahead(items, load, threads=settings.read_threads, ahead=_BATCHES_AHEAD * size)
+        # Memory: the batch that is read, those that wait, those in the encoder.
+        loaded = read_ahead(items, load, threads=settings.read_threads, ahead=size)
         views = len(items) + sum(bool(item.get(FLIP)) for item in items)
         # In threads of their own: the encoder works on while records are written. A batch waits
         # for each at work, so that none of them waits for those before it to be written.
         encoded = read_ahead(
             batches(_with_copies(loaded), size, total=views, at_once=at_once),
-            partial(_encode, encoder),
+            _Encoding(encoder, settings.image_size),
             threads=at_once,
-            ahead=2 * at_once,
+            ahead=2 * at_once - 1,
         )
         for batch, grids in encoded:
             # An encoder fails as a whole; what one image lacks stands in its view.
@@ -238,20 +238,36 @@ def _mirrored(prepared: Prepared) -> Prepared:
     return Prepared(image, prepared.extent)
 
 
-def _encode(encoder: GridEncoder, batch: Sequence[_View]) -> list[np.ndarray | ItemFailure]:
-    """Views → grids float16 [P, F], in order; failures pass through."""
-    prepared = [view.prepared for view in batch if not isinstance(view.prepared, ItemFailure)]
-    grids: Iterator[tuple[np.ndarray, np.ndarray]] = iter(())
-    if prepared:
-        images, extents = (np.stack(parts) for parts in zip(*prepared, strict=True))
-        exact = encoder(images, extents)
+class _Encoding:
+    """Views → grids float16 [P, F], in order; failures pass through.
+
+    Each thread fills one array again and again: megabytes that come and go with every batch
+    leave the heaps of as many threads at their largest.
+    """
+
+    def __init__(self, encoder: GridEncoder, image_size: int) -> None:
+        self._encoder = encoder
+        self._shape = (encoder.batch_size, image_size, image_size, CHANNELS)
+        self._thread = threading.local()
+
+    def __call__(self, batch: Sequence[_View]) -> list[np.ndarray | ItemFailure]:
+        """Encode a batch; the grids are the caller's."""
+        prepared = [view.prepared for view in batch if not isinstance(view.prepared, ItemFailure)]
+        grids = iter(self._encode(prepared)) if prepared else iter(())
+        return [
+            view.prepared if isinstance(view.prepared, ItemFailure) else next(grids)
+            for view in batch
+        ]
+
+    def _encode(self, prepared: Sequence[Prepared]) -> list[np.ndarray | ItemFailure]:
+        if not hasattr(self._thread, "images"):
+            self._thread.images = np.empty(self._shape, np.float32)
+        images, extents = zip(*prepared, strict=True)
+        stacked = np.stack(images, out=self._thread.images[: len(images)])
+        exact = self._encoder(stacked, np.stack(extents))
         # TensorFlow rounds four times as fast as NumPy, and as the exported graph does.
         stored = tf.cast(exact, records.GRID_DTYPE).numpy()
-        grids = iter(zip(np.asarray(exact), stored, strict=True))
-    return [
-        view.prepared if isinstance(view.prepared, ItemFailure) else _checked(*next(grids))
-        for view in batch
-    ]
+        return [_checked(*grids) for grids in zip(np.asarray(exact), stored, strict=True)]
 
 
 def _checked(exact: np.ndarray, stored: np.ndarray) -> np.ndarray | ItemFailure:

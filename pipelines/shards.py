@@ -20,6 +20,7 @@ from apache_beam.transforms.combiners import ToListCombineFn
 
 from model.errors import CaptionbeamError, CheckFailed, InvalidInput, NotRun
 from pipelines import storage, tally
+from pipelines.heaps import return_free_memory
 from pipelines.jobs import (
     LEASE_DIR,
     WORK_DIR,
@@ -100,6 +101,7 @@ class ProcessShard(FileDoFn):
             return sink.commit()
         finally:
             sink.abandon()
+            return_free_memory()
 
 
 class Publish(FileDoFn):
