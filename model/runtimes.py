@@ -22,7 +22,8 @@ from model.errors import InvalidInput
 TENSORFLOW, OPENVINO, AUTO = RUNTIMES = ("tensorflow", "openvino", "auto")
 FLOAT32, MIXED_FLOAT16 = PRECISIONS = ("float32", "mixed_float16")
 
-# A GPU wants enough images to fill it; a core's caches want few: 32 take TensorFlow 1.1 times as long.
+# A GPU wants enough images to fill it; a core's caches want few: TensorFlow takes 1.1 times as
+# long with 32.
 _BATCH_GPU, _BATCH_CPU = 256, 8
 
 
