@@ -47,7 +47,7 @@ _OPTIONS: dict[str, tuple[type, str]] = {
     "compression": (str, "of the grids: none or zlib, without loss (none)"),
     "min_word_count": (int, "a word seen less often in train becomes <unk> (5)"),
     "max_words": (int, "longer captions are cut (20)"),
-    "shard_size": (int, "images a shard, about (512)"),
+    "shard_size": (int, "images a shard, about (1024)"),
     "read_threads": (int, "images a worker reads and decodes at once (twice the cores, at most 8)"),
 }
 # Those that are fields of PreprocessSettings by the same name.

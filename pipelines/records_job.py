@@ -39,7 +39,7 @@ from pipelines.source_flags import Source
 from pipelines.tar_images import is_tar
 from pipelines.word_counts import write_vocabulary
 
-SHARD_SIZE = 512
+SHARD_SIZE = 1_024
 # The other settings decide bytes, so they are in the plan.
 _NO_CHOICES = ("sources", "output", "selection", "encoder", "read_threads")
 
