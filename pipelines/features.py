@@ -211,15 +211,16 @@ class _Records:
 def _load(item: Item, preparer: Callable[[tf.Tensor], Prepared]) -> Prepared:
     """Read, validate, decode and normalise one image; a Prepared of arrays."""
     data = read_item(item)
-    # A JPEG's pixels are read once, by TensorFlow: both refuse the same files (a test compares).
+    # A JPEG's pixels are read once, by TensorFlow: it refuses what Pillow does (a test compares).
     canonical = canonicalise(data, read_pixels=False)
     try:
         image, extent = preparer(tf.constant(canonical.data))
         return Prepared(image.numpy(), extent.numpy())
     except tf.errors.InvalidArgumentError as error:
         canonicalise(data)
+        # TensorFlow's own message is of many lines, with the paths of this machine.
         raise ItemFailure(
-            Reason.DECODE, f"Pillow reads it, TensorFlow does not: {error.message}"
+            Reason.DECODE, "Pillow reads it, TensorFlow's decoder does not"
         ) from error
 
 

@@ -274,12 +274,17 @@ def damaged(data: bytes, generator: random.Random) -> bytes:
 
 
 def test_a_jpeg_read_once_is_refused_for_the_reasons_of_one_read_twice() -> None:
-    """Bulk captioning lets Pillow read every pixel; both stages must refuse the same files."""
+    """Bulk captioning lets Pillow read every pixel; what it refuses is refused here, too.
+
+    TensorFlow's decoder gives up on a few files more.
+    """
     generator = random.Random(0)
     originals = [jpeg(number, (700, 500)) for number in range(4)]
     if COCO80.is_dir():
         originals += [path.read_bytes() for path in sorted(COCO80.iterdir())[:40]]
     seen = Counter(verdicts(damaged(generator.choice(originals), generator)) for _ in range(400))
+    more = seen.pop(("passes", "decode"), 0)
+    assert more < 5
     assert all(pillow == here for pillow, here in seen), seen
     assert {"passes", "truncated", "decode", "not_an_image"} <= {here for _, here in seen}
 
@@ -292,3 +297,12 @@ def test_a_worker_with_another_encoder_than_the_launchers_makes_no_grid(tmp_path
         f"a worker on {socket.gethostname()} loads encoder weights fake, the launcher loaded "
         "other; put the same weights file at the same path on every machine"
     )
+
+
+def test_what_tensorflow_alone_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not TensorFlow's traceback of its graph, with the paths of whoever built it."""
+    monkeypatch.setattr(features, "canonicalise", lambda *_, **__: Canonical(b"no image", 9, 9))
+    with tempfile.NamedTemporaryFile() as file, pytest.raises(ItemFailure) as caught:
+        features._load({"source": file.name}, features._preparer(64, SQUASH))
+    assert caught.value.reason == Reason.DECODE
+    assert caught.value.message == "Pillow reads it, TensorFlow's decoder does not"
