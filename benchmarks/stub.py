@@ -1,6 +1,7 @@
 """Preprocessing with an encoder that costs nothing, as a process of its own.
 
-    python -m benchmarks.stub ANNOTATIONS IMAGES OUTPUT [--read_threads N] [Beam flags]
+    python -m benchmarks.stub ANNOTATIONS IMAGES OUTPUT \\
+      [--read_threads N] [--shard_size N] [Beam flags]
 
 What is left is everything else: reading, decoding, writing.
 """
@@ -14,8 +15,6 @@ import numpy as np
 from model.encoder import EncoderSettings
 from pipelines.coco import Source
 from pipelines.records_job import PreprocessSettings, preprocess
-
-SHARD_SIZE = 256
 
 
 class StubEncoder:
@@ -39,12 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("images")
     parser.add_argument("output")
     parser.add_argument("--read_threads", type=int, default=PreprocessSettings.read_threads)
+    parser.add_argument("--shard_size", type=int, default=PreprocessSettings.shard_size)
     args, beam_args = parser.parse_known_args(argv)
     settings = PreprocessSettings(
         (Source("train", args.annotations, args.images),),
         args.output,
         encoder=EncoderSettings("random:0"),
-        shard_size=SHARD_SIZE,
+        shard_size=args.shard_size,
         min_word_count=1,
         read_threads=args.read_threads,
     )

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from benchmarks.photographs import lay_out
 from benchmarks.ratio import compare, report
-from benchmarks.stub import SHARD_SIZE
 
+SHARD_SIZE = 256
 COUNT = 12 * SHARD_SIZE
 TARGET = 1.7
 ROUNDS = 3
@@ -31,7 +31,8 @@ def main() -> None:
                 command = [
                     *(sys.executable, "-m", "benchmarks.stub"),
                     *(str(photographs.annotations), str(photographs.images), output),
-                    *("--read_threads=1", "--direct_running_mode=multi_processing"),
+                    *(f"--shard_size={SHARD_SIZE}", "--read_threads=1"),
+                    "--direct_running_mode=multi_processing",
                     f"--direct_num_workers={workers}",
                 ]
                 # Arithmetic in one thread a worker, too.

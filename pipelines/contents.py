@@ -7,10 +7,10 @@ from model import records
 from model.errors import CheckFailed, InvalidInput
 from pipelines import storage
 from pipelines.jobs import JOB_FILE, Job, ShardResult
-from pipelines.papers import read_manifest
 from pipelines.plan import Plan, find_plan, unplanned_job
 from pipelines.publication import shard_info
 from pipelines.read_ahead import read_ahead
+from pipelines.records_files import read_manifest
 
 # Each waits for a small file.
 _THREADS = 8

@@ -2,12 +2,10 @@
 
 import os
 import socket
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -16,14 +14,16 @@ from apache_beam.utils.shared import Shared
 from model import records
 from model.errors import InvalidInput, ItemFailure, Reason
 from model.image_bytes import canonicalise
-from model.preprocessing import CHANNELS, Prepared, prepare
+from model.preprocessing import Prepared, prepare
 from model.vocabulary import Vocabulary
 from pipelines import coco
+from pipelines.encoding import Encoding, GridEncoder, View
 from pipelines.image_files import read_item
 from pipelines.jobs import Item
-from pipelines.papers import read_vocabulary
 from pipelines.read_ahead import batches, read_ahead
+from pipelines.records_files import read_vocabulary
 from pipelines.sink import Sink
+from pipelines.wording import short
 
 # More threads than cores hide the latency of a bucket; decoding itself scales to the cores.
 READ_THREADS = min(8, 2 * (os.cpu_count() or 1))
@@ -36,31 +36,10 @@ FLIP_CAPTIONS = "flip_captions"
 # Valid captions lost with their image: this, then the image's reason.
 LOST_CAPTIONS = "lost_captions_"
 
-# float16's exponent of infinity and of what is no number; looking at bits takes a tenth of the time
-# of np.isfinite.
-_NOT_FINITE_BITS = np.uint16(0x7C00)
 # An item's field: its mirror image becomes a record of its own.
 FLIP = "flip"
 # What a caption that begins so says is not true of the mirror image.
 _SIDES = ("left", "right")
-
-
-class GridEncoder(Protocol):
-    """What this stage needs of model.encoder.Encoder."""
-
-    digest: str
-    grid_shape: tuple[int, int]
-
-    @property
-    def batch_size(self) -> int:
-        """Images that a call does best with."""
-
-    @property
-    def concurrency(self) -> int:
-        """Calls that do best at once."""
-
-    def __call__(self, images: np.ndarray, extents: np.ndarray) -> tf.Tensor:
-        """float32 [N, S, S, 3], int32 [N, 2] → float32 [N, P, F]."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +88,9 @@ class Features:
         found = self.shared.acquire(self.make_encoder).digest
         if found != self.encoder_digest:
             raise InvalidInput(
-                f"a worker on {socket.gethostname()} loads encoder weights {found[:8]}, the "
-                f"launcher loaded {self.encoder_digest[:8]}; put the same weights file at the same "
-                "path on every machine"
+                f"a worker on {socket.gethostname()} loads encoder weights {short(found)}, the "
+                f"launcher loaded {short(self.encoder_digest)}; put the same weights file at the "
+                "same path on every machine"
             )
 
     def process(self, items: Sequence[Item], sink: Sink) -> None:
@@ -121,14 +100,15 @@ class Features:
         settings = self.settings
         load = partial(_load, preparer=_preparer(settings.image_size, settings.aspect))
         size, at_once = encoder.batch_size, encoder.concurrency
-        # Memory: the batch that is read, those that wait, those in the encoder.
-        loaded = read_ahead(items, load, threads=settings.read_threads, ahead=size)
+        # Few, since each image is S × S × 3 floats; enough for every thread to have one.
+        ahead = max(size, settings.read_threads)
+        loaded = read_ahead(items, load, threads=settings.read_threads, ahead=ahead)
         views = len(items) + sum(bool(item.get(FLIP)) for item in items)
         # In threads of their own: the encoder works on while records are written. A batch waits
         # for each at work, so that none of them waits for those before it to be written.
         encoded = read_ahead(
             batches(_with_copies(loaded), size, total=views, at_once=at_once),
-            _Encoding(encoder, settings.image_size),
+            Encoding(encoder, settings.image_size),
             threads=at_once,
             ahead=2 * at_once - 1,
         )
@@ -140,14 +120,6 @@ class Features:
                 writer.write(view, grid)
 
 
-class _View(NamedTuple):
-    """An image of an item, as it is or mirrored, ready for the encoder or failed."""
-
-    item: Item
-    prepared: Prepared | ItemFailure
-    flipped: bool
-
-
 class _Records:
     """Turns an image's captions into tokens and its outcome into a record or failure rows."""
 
@@ -155,7 +127,7 @@ class _Records:
         self._vocabulary, self._settings, self._sink = vocabulary, settings, sink
         self._last_written = False
 
-    def write(self, view: _View, grid: np.ndarray | ItemFailure) -> None:
+    def write(self, view: View, grid: np.ndarray | ItemFailure) -> None:
         """Account for one image; a mirror image follows the image itself."""
         if not view.flipped:
             self._last_written = self._write_image(view.item, grid)
@@ -211,25 +183,31 @@ class _Records:
 def _load(item: Item, preparer: Callable[[tf.Tensor], Prepared]) -> Prepared:
     """Read, validate, decode and normalise one image; a Prepared of arrays."""
     data = read_item(item)
-    # A JPEG's pixels are read once, by TensorFlow: it refuses what Pillow does (a test compares).
+    # A JPEG's pixels are read once, by TensorFlow: it refuses what Pillow does, and a few more
+    # (a test compares).
     canonical = canonicalise(data, read_pixels=False)
     try:
         image, extent = preparer(tf.constant(canonical.data))
         return Prepared(image.numpy(), extent.numpy())
     except tf.errors.InvalidArgumentError as error:
         canonicalise(data)
-        # TensorFlow's own message is of many lines, with the paths of this machine.
         raise ItemFailure(
-            Reason.DECODE, "Pillow reads it, TensorFlow's decoder does not"
+            Reason.DECODE, f"Pillow reads it, TensorFlow does not: {_cause(error)}"
         ) from error
 
 
-def _with_copies(loaded: Iterable[tuple[Item, Prepared | ItemFailure]]) -> Iterator[_View]:
+def _cause(error: tf.errors.OpError) -> str:
+    """The line that says it, without the traceback of the graph around it."""
+    lines = str(error.message).splitlines()
+    return next(line for line in reversed(lines) if line and not line[0].isspace())
+
+
+def _with_copies(loaded: Iterable[tuple[Item, Prepared | ItemFailure]]) -> Iterator[View]:
     """Each image and, behind it, its mirror image where its item asks for one."""
     for item, prepared in loaded:
-        yield _View(item, prepared, flipped=False)
+        yield View(item, prepared, flipped=False)
         if item.get(FLIP) and not isinstance(prepared, ItemFailure):
-            yield _View(item, _mirrored(prepared), flipped=True)
+            yield View(item, _mirrored(prepared), flipped=True)
 
 
 def _mirrored(prepared: Prepared) -> Prepared:
@@ -237,49 +215,6 @@ def _mirrored(prepared: Prepared) -> Prepared:
     image, (height, width) = prepared.image.copy(), prepared.extent
     image[:height, :width] = image[:height, :width][:, ::-1]
     return Prepared(image, prepared.extent)
-
-
-class _Encoding:
-    """Views → grids float16 [P, F], in order; failures pass through.
-
-    Each thread fills one array again and again: megabytes that come and go with every batch
-    leave the heaps of as many threads at their largest.
-    """
-
-    def __init__(self, encoder: GridEncoder, image_size: int) -> None:
-        self._encoder = encoder
-        self._shape = (encoder.batch_size, image_size, image_size, CHANNELS)
-        self._thread = threading.local()
-
-    def __call__(self, batch: Sequence[_View]) -> list[np.ndarray | ItemFailure]:
-        """Encode a batch; the grids are the caller's."""
-        prepared = [view.prepared for view in batch if not isinstance(view.prepared, ItemFailure)]
-        grids = iter(self._encode(prepared)) if prepared else iter(())
-        return [
-            view.prepared if isinstance(view.prepared, ItemFailure) else next(grids)
-            for view in batch
-        ]
-
-    def _encode(self, prepared: Sequence[Prepared]) -> list[np.ndarray | ItemFailure]:
-        if not hasattr(self._thread, "images"):
-            self._thread.images = np.empty(self._shape, np.float32)
-        images, extents = zip(*prepared, strict=True)
-        stacked = np.stack(images, out=self._thread.images[: len(images)])
-        exact = self._encoder(stacked, np.stack(extents))
-        # TensorFlow rounds four times as fast as NumPy, and as the exported graph does.
-        stored = tf.cast(exact, records.GRID_DTYPE).numpy()
-        return [_checked(*grids) for grids in zip(np.asarray(exact), stored, strict=True)]
-
-
-def _checked(exact: np.ndarray, stored: np.ndarray) -> np.ndarray | ItemFailure:
-    """A grid as it is stored, float16 [P, F], unless some of it is infinite or no number."""
-    if not (stored.view(np.uint16) & _NOT_FINITE_BITS == _NOT_FINITE_BITS).any():
-        return stored
-    largest = float(np.abs(exact).max())
-    return ItemFailure(
-        Reason.NOT_FINITE,
-        f"grid values to {largest:g}, expected at most {np.finfo(records.GRID_DTYPE).max:g}",
-    )
 
 
 @lru_cache(maxsize=2)

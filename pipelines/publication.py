@@ -11,8 +11,8 @@ from pipelines import storage
 from pipelines.balance import top_reasons
 from pipelines.features import CAPTIONS, CUT_CAPTIONS, FLIP_CAPTIONS, FLIPS, LOST_CAPTIONS
 from pipelines.jobs import Job, ShardResult, failed_by_reason
-from pipelines.papers import read_vocabulary
 from pipelines.plan import ORPHANS, TRAIN_SPLIT, VOCABULARY, Plan
+from pipelines.records_files import read_vocabulary
 
 
 def is_complete(job: Job) -> bool:

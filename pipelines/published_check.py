@@ -11,9 +11,9 @@ from model.errors import InvalidInput, Reason
 from model.preprocessing import choices, fingerprint
 from pipelines import storage
 from pipelines.contents import Contents, Fault, unreadable
-from pipelines.papers import read_vocabulary
 from pipelines.plan import ORPHANS, VOCABULARY, current_fingerprint
 from pipelines.publication import Publication
+from pipelines.records_files import read_vocabulary
 from pipelines.wording import short
 
 # A caption fails for one of these without its image; for the image's reason it has no row.

@@ -12,10 +12,10 @@ from model.progress import Progress
 from pipelines import storage
 from pipelines.contents import Contents, Expected, Fault, check_is_finished, read_contents
 from pipelines.duplicates import Place, find_twice
-from pipelines.papers import read_vocabulary
 from pipelines.plan import VOCABULARY
 from pipelines.published_check import check_published, digest_of, in_words
 from pipelines.read_ahead import read_ahead
+from pipelines.records_files import read_vocabulary
 from pipelines.shard_check import Rules, ShardReport, check_shard, read_records
 
 # Hashing and checksums run beside each other; more would only wait for the same disk.

@@ -20,9 +20,9 @@ from model.errors import InvalidInput
 from model.vocabulary import Vocabulary
 from pipelines import storage
 from pipelines.coco import Inputs, Selection, read_inputs
-from pipelines.features import FLIP, READ_THREADS, Features, GridEncoder
+from pipelines.encoding import GridEncoder
+from pipelines.features import FLIP, READ_THREADS, Features
 from pipelines.jobs import JOB_FILE, WORK_DIR, Item, Job, assign, plan_job
-from pipelines.papers import read_manifest
 from pipelines.plan import (
     ORPHANS,
     STAGE,
@@ -33,6 +33,7 @@ from pipelines.plan import (
     unplanned_job,
 )
 from pipelines.publication import Publication, is_complete
+from pipelines.records_files import read_manifest
 from pipelines.runner import check_beam_args
 from pipelines.shards import check_made, hold_output, run_job
 from pipelines.source_flags import Source

@@ -12,13 +12,13 @@ from model import records
 from model.encoder import Encoder
 from model.errors import InvalidInput
 from pipelines import storage
-from pipelines.features import GridEncoder
+from pipelines.encoding import GridEncoder
 from pipelines.jobs import JOB_FILE, Job, ShardSpec, read_spec
 from pipelines.lease import Lease
-from pipelines.papers import read_manifest, read_vocabulary
 from pipelines.plan import ORPHANS, TRAIN_SPLIT, VOCABULARY, Plan
 from pipelines.published_check import is_of_another_version
 from pipelines.records_check import Report
+from pipelines.records_files import read_manifest, read_vocabulary
 from pipelines.records_job import carry_out
 from pipelines.runner import check_beam_args
 from pipelines.wording import short

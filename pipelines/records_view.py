@@ -21,8 +21,8 @@ from pipelines import storage
 from pipelines.balance import equation
 from pipelines.image_files import read_item
 from pipelines.jobs import WORK_DIR, Item, Job
-from pipelines.papers import read_manifest, read_vocabulary
 from pipelines.plan import TRAIN_SPLIT, unplanned_job
+from pipelines.records_files import read_manifest, read_vocabulary
 from pipelines.shard_check import read_records
 from pipelines.wording import short
 

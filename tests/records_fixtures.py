@@ -47,11 +47,11 @@ def copy_records(output: Path, target: Path) -> Path:
     return target
 
 
-Outcome = tuple[int, list[str], str]
+Answer = tuple[int, list[str], str]
 """Of a command: exit code, lines of stdout, stderr."""
 
 
-def run_command(capsys: pytest.CaptureFixture[str], *arguments: str) -> Outcome:
+def run_command(capsys: pytest.CaptureFixture[str], *arguments: str) -> Answer:
     """Run `captionbeam` with these arguments."""
     code = captionbeam.main(arguments)
     out, err = capsys.readouterr()

@@ -1,6 +1,7 @@
 import random
 import socket
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -220,10 +221,42 @@ def test_several_batches_at_once_stay_in_order(
     expected = process(tmp_path, todo).rows
     monkeypatch.setattr(FakeEncoder, "batch_size", 2)
     monkeypatch.setattr(FakeEncoder, "concurrency", 3)
+    (tmp_path / "log").unlink()
     got = process(tmp_path, todo).rows
     assert [key for key, _ in got] == [key for key, _ in expected]
+    # The last ones share what is left, so that three at work end together.
+    sizes = (tmp_path / "log").read_text().split()
+    assert sorted(sizes) == ["1", "1", "1", "2", "2", "2", "2"]
     for (_, grid), (_, wanted) in zip(got, expected, strict=True):
         np.testing.assert_array_equal(grid, wanted)
+
+
+def test_mirror_images_count_when_the_last_batches_are_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeEncoder, "batch_size", 4)
+    monkeypatch.setattr(FakeEncoder, "concurrency", 2)
+    process(tmp_path, [{**one, features.FLIP: True} for one in items(tmp_path, 6)])
+    # Twelve images: 4, 4, half of the 4 that are left, half of 2, and the last.
+    sizes = (tmp_path / "log").read_text().split()
+    assert sorted(sizes) == ["1", "1", "2", "4", "4"]
+
+
+def test_every_reading_thread_reads_however_small_a_batch_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The latency of a bucket is hidden by more images at once than a batch has."""
+    together = threading.Barrier(6)
+    read = features.read_item
+
+    def wait_for_the_others(one: Item) -> bytes:
+        together.wait(60)
+        return read(one)
+
+    monkeypatch.setattr(features, "read_item", wait_for_the_others)
+    monkeypatch.setattr(FakeEncoder, "batch_size", 2)
+    sink = process(tmp_path, items(tmp_path, 6), replace(SETTINGS, read_threads=6))
+    assert len(sink.rows) == 6
 
 
 def test_compressed_grids_are_the_same_grids() -> None:
@@ -255,6 +288,18 @@ def judge_here(data: bytes) -> None:
         features._load({"source": file.name}, features._preparer(64, SQUASH))
 
 
+def tensorflow_alone_refuses(data: bytes) -> bool:
+    """Whether Pillow reads a JPEG of which TensorFlow cannot decode even the whole."""
+    try:
+        image_bytes.canonicalise(data)
+        tf.io.decode_jpeg(data)
+    except ItemFailure:
+        return False
+    except tf.errors.InvalidArgumentError:
+        return True
+    return False
+
+
 def damaged(data: bytes, generator: random.Random) -> bytes:
     """Cut off, cut out, overwritten here or there, zeroed, or with a tail."""
     start, length = generator.randrange(2, len(data)), generator.randrange(1, 5000)
@@ -282,11 +327,11 @@ def test_a_jpeg_read_once_is_refused_for_the_reasons_of_one_read_twice() -> None
     originals = [jpeg(number, (700, 500)) for number in range(4)]
     if COCO80.is_dir():
         originals += [path.read_bytes() for path in sorted(COCO80.iterdir())[:40]]
-    seen = Counter(verdicts(damaged(generator.choice(originals), generator)) for _ in range(400))
-    more = seen.pop(("passes", "decode"), 0)
-    assert more < 5
+    files = [damaged(generator.choice(originals), generator) for _ in range(400)]
+    seen = Counter(verdicts(data) for data in files if not tensorflow_alone_refuses(data))
     assert all(pillow == here for pillow, here in seen), seen
     assert {"passes", "truncated", "decode", "not_an_image"} <= {here for _, here in seen}
+    assert seen.total() > 390
 
 
 def test_a_worker_with_another_encoder_than_the_launchers_makes_no_grid(tmp_path: Path) -> None:
@@ -305,4 +350,6 @@ def test_what_tensorflow_alone_refuses_is_one_line(monkeypatch: pytest.MonkeyPat
     with tempfile.NamedTemporaryFile() as file, pytest.raises(ItemFailure) as caught:
         features._load({"source": file.name}, features._preparer(64, SQUASH))
     assert caught.value.reason == Reason.DECODE
-    assert caught.value.message == "Pillow reads it, TensorFlow's decoder does not"
+    said = "Pillow reads it, TensorFlow does not: Unknown image file format."
+    assert caught.value.message.startswith(said)
+    assert "\n" not in caught.value.message

@@ -21,7 +21,7 @@ from tests.records_fixtures import (
     SECOND,
     THIRD,
     VAL,
-    Outcome,
+    Answer,
     copy_records,
     edit_json,
     edit_result,
@@ -38,6 +38,8 @@ from tests.records_fixtures import (
 # SHA-256 of nothing.
 EMPTY = "e3b0c44298fc"
 
+Check = Callable[[], Answer]
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -50,12 +52,9 @@ def output(made: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def check(output: Path, capsys: pytest.CaptureFixture[str]) -> "Check":
+def check(output: Path, capsys: pytest.CaptureFixture[str]) -> Check:
     """Runs the command."""
     return lambda: run_command(capsys, "preprocess", "--check", str(output))
-
-
-Check = Callable[[], Outcome]
 
 
 def info(output: Path, name: str) -> dict[str, str]:

@@ -22,7 +22,7 @@ from tests.records_fixtures import (
     SECOND,
     THIRD,
     VAL,
-    Outcome,
+    Answer,
     copy_records,
     edit_json,
     edit_result,
@@ -35,6 +35,8 @@ from tests.records_fixtures import (
 )
 
 ALL = (FIRST, SECOND, THIRD, VAL)
+
+Repair = Callable[..., Answer]
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +58,11 @@ def log(tmp_path: Path) -> Path:
 @pytest.fixture
 def repair(
     output: Path, log: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> "Repair":
+) -> Repair:
     """Runs the command with the fake encoder."""
     monkeypatch.setattr("pipelines.records_repair.Encoder", lambda _: FakeEncoder(log))
     command = ("preprocess", "--check", str(output), "--repair")
     return lambda *flags: run_command(capsys, *command, *flags)
-
-
-Repair = Callable[..., Outcome]
 
 
 def work(output: Path, *parts: str) -> Path:

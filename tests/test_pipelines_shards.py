@@ -368,3 +368,21 @@ def test_errors_of_others_stay_what_they_are(tmp_path: Path) -> None:
     publish = Publish(tmp_path / "published", ZeroDivisionError("a defect"))
     with pytest.raises(ZeroDivisionError, match="a defect"):
         run_job(job, Upper(tmp_path / "log"), publish, ())
+
+
+def test_free_memory_is_returned_after_each_shard_however_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    returned: list[list[str]] = []
+    monkeypatch.setattr(
+        "pipelines.shards.return_free_memory", lambda: returned.append(log(tmp_path)[1:])
+    )
+    job = plan(tmp_path, one="a b", two="e")
+    make = ProcessShard(job, Upper(tmp_path / "log"))
+    list(make.process(job.specs[0]))
+    with pytest.raises(RuntimeError):
+        list(make.process(job.specs[1]))
+    assert returned == [
+        ["process ['a', 'b']"],
+        ["process ['a', 'b']", "process ['e']"],
+    ]

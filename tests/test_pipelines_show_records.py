@@ -20,7 +20,7 @@ from tests.preprocess_fixtures import FakeEncoder, settings, write_split
 from tests.records_fixtures import (
     FIRST,
     VAL,
-    Outcome,
+    Answer,
     copy_records,
     forge,
     make_records,
@@ -28,6 +28,8 @@ from tests.records_fixtures import (
     run_command,
     shard,
 )
+
+Show = Callable[..., Answer]
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +48,10 @@ def show(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> "Show":
+) -> Show:
     """Runs the command in a directory of its own."""
     monkeypatch.chdir(tmp_path)
     return lambda *flags: run_command(capsys, "records", str(output), *flags)
-
-
-Show = Callable[..., Outcome]
 
 
 @pytest.fixture

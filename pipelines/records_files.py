@@ -1,4 +1,4 @@
-"""Reads the papers of a records directory: its manifest and vocabulary, on any Beam filesystem."""
+"""Reads the manifest and the vocabulary of a records directory, on any Beam filesystem."""
 
 from model.errors import InvalidInput
 from model.records import Manifest
