@@ -331,7 +331,7 @@ def test_workers_elsewhere_know_the_flags_of_the_bucket(
         assert make(world, bucket, *flags) == expected
     else:
         with distributed.LocalCluster(
-            n_workers=2, processes=True, host="127.0.0.1", dashboard_address=None
+            n_workers=2, processes=True, host="127.0.0.1", dashboard_address="127.0.0.1:0"
         ) as cluster:
             runner = "--runner=apache_beam.runners.dask.dask_runner.DaskRunner"
             address = f"--dask_client_address={cluster.scheduler_address}"

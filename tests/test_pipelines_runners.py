@@ -77,7 +77,7 @@ def cluster() -> Iterator[distributed.LocalCluster]:
         threads_per_worker=2,
         processes=True,
         host="127.0.0.1",
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",
         silence_logs="CRITICAL",
     ) as cluster:
         yield cluster
