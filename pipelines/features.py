@@ -5,7 +5,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 
 import numpy as np
 import tensorflow as tf
@@ -14,12 +14,13 @@ from apache_beam.utils.shared import Shared
 from model import records
 from model.errors import InvalidInput, ItemFailure, Reason
 from model.image_bytes import canonicalise
-from model.preprocessing import Prepared, prepare
+from model.preprocessing import Prepared
 from model.vocabulary import Vocabulary
 from pipelines import coco
 from pipelines.encoding import Encoding, GridEncoder, View
 from pipelines.image_files import read_item
 from pipelines.jobs import Item
+from pipelines.preparing import shared_preparer
 from pipelines.read_ahead import batches, read_ahead
 from pipelines.records_files import read_vocabulary
 from pipelines.sink import Sink
@@ -98,7 +99,7 @@ class Features:
         encoder = self.shared.acquire(self.make_encoder)
         writer = _Records(read_vocabulary(self.vocabulary), self.settings, sink)
         settings = self.settings
-        load = partial(_load, preparer=_preparer(settings.image_size, settings.aspect))
+        load = partial(_load, prepare=shared_preparer(settings.image_size, settings.aspect))
         size, at_once = encoder.batch_size, encoder.concurrency
         # Few, since each image is S × S × 3 floats; enough for every thread to have one.
         ahead = max(size, settings.read_threads)
@@ -180,15 +181,14 @@ class _Records:
         return records.frame(records.serialise(record, self._settings.compression))
 
 
-def _load(item: Item, preparer: Callable[[tf.Tensor], Prepared]) -> Prepared:
+def _load(item: Item, prepare: Callable[[bytes], Prepared]) -> Prepared:
     """Read, validate, decode and normalise one image; a Prepared of arrays."""
     data = read_item(item)
     # A JPEG's pixels are read once, by TensorFlow: it refuses what Pillow does, and a few more
     # (a test compares).
     canonical = canonicalise(data, read_pixels=False)
     try:
-        image, extent = preparer(tf.constant(canonical.data))
-        return Prepared(image.numpy(), extent.numpy())
+        return prepare(canonical.data)
     except tf.errors.InvalidArgumentError as error:
         canonicalise(data)
         raise ItemFailure(
@@ -215,12 +215,3 @@ def _mirrored(prepared: Prepared) -> Prepared:
     image, (height, width) = prepared.image.copy(), prepared.extent
     image[:height, :width] = image[:height, :width][:, ::-1]
     return Prepared(image, prepared.extent)
-
-
-@lru_cache(maxsize=2)
-def _preparer(image_size: int, aspect: str) -> Callable[[tf.Tensor], Prepared]:
-    """`prepare` as one graph: fewer steps in Python, where the reading threads meet."""
-    return tf.function(
-        partial(prepare, image_size=image_size, aspect=aspect),
-        input_signature=[tf.TensorSpec([], tf.string)],
-    )

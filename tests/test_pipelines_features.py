@@ -23,6 +23,7 @@ from model.vocabulary import Vocabulary
 from pipelines import features
 from pipelines.features import Features, FeatureSettings
 from pipelines.jobs import Item
+from pipelines.preparing import shared_preparer
 from tests.preprocess_fixtures import IMAGE_SIZE, FakeEncoder, calls, jpeg
 
 SETTINGS = FeatureSettings(IMAGE_SIZE, SQUASH, records.NO_COMPRESSION, max_words=20)
@@ -285,7 +286,7 @@ def judge_here(data: bytes) -> None:
     with tempfile.NamedTemporaryFile() as file:
         file.write(data)
         file.flush()
-        features._load({"source": file.name}, features._preparer(64, SQUASH))
+        features._load({"source": file.name}, shared_preparer(64, SQUASH))
 
 
 def tensorflow_alone_refuses(data: bytes) -> bool:
@@ -348,7 +349,7 @@ def test_what_tensorflow_alone_refuses_is_one_line(monkeypatch: pytest.MonkeyPat
     """Not TensorFlow's traceback of its graph, with the paths of whoever built it."""
     monkeypatch.setattr(features, "canonicalise", lambda *_, **__: Canonical(b"no image", 9, 9))
     with tempfile.NamedTemporaryFile() as file, pytest.raises(ItemFailure) as caught:
-        features._load({"source": file.name}, features._preparer(64, SQUASH))
+        features._load({"source": file.name}, shared_preparer(64, SQUASH))
     assert caught.value.reason == Reason.DECODE
     said = "Pillow reads it, TensorFlow does not: Unknown image file format."
     assert caught.value.message.startswith(said)
