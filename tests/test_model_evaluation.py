@@ -134,7 +134,11 @@ def test_empty_captions_have_no_entropy(tmp_path: Path, root: Path) -> None:
     assert report["summary"]["unseen"] == 1
 
 
-def test_seen_are_the_captions_of_the_training_split(tmp_path: Path, root: Path) -> None:
+def test_seen_are_the_captions_of_the_training_split(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # More than one batch.
+    monkeypatch.setattr("model.training_captions._BATCH_SIZE", 2)
     before = evaluate(root / "records", [root / "knowing"], "val", None)
     captions = list(dict.fromkeys(row["caption"] for row in before["captions"]))
     copied, shouted, longer, shorter = captions[:4]
