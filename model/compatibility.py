@@ -10,6 +10,8 @@ from model.preprocessing import choices, fingerprint
 from model.records import Manifest
 from model.vocabulary import Vocabulary
 
+_Difference = tuple[str, Any, Any]
+
 
 def check_digest(vocabulary: Vocabulary, expected: str, source: str) -> None:
     """Refuse a vocabulary that is not the expected one."""
@@ -40,22 +42,42 @@ def check_fingerprint(manifest: Manifest, source: str) -> None:
 
 def check_same_grids(model: Manifest, records: Manifest, source: str) -> None:
     """Refuse records whose grids were made otherwise than those a model was trained on."""
-    difference = _first_difference(records.preprocessing, model.preprocessing)
-    if difference is None:
-        weights = f"encoder {records.encoder['weights']}"
-        digests = ({weights: manifest.encoder["digest"][:8]} for manifest in (records, model))
-        difference = _first_difference(*digests)
+    difference = _grid_difference(records, model)
     if difference is not None:
         name, got, expected = difference
         raise RecordsMismatch(
-            f"{source}: {name.replace('_', ' ')} {got}, the model expects {expected}; "
+            f"{source}: {name} {got}, the model expects {expected}; "
             "preprocess with the model's settings"
         )
 
 
-def _first_difference(
-    one: Mapping[str, Any], other: Mapping[str, Any]
-) -> tuple[str, Any, Any] | None:
+def check_ensemble(
+    vocabularies: Sequence[Vocabulary], manifests: Sequence[Manifest], sources: Sequence[str]
+) -> None:
+    """Refuse models that write other words or look at other grids than the first of them."""
+    for vocabulary, manifest, source in zip(vocabularies, manifests, sources, strict=True):
+        digests = ({"vocabulary": each.digest[:8]} for each in (vocabulary, vocabularies[0]))
+        difference = _first_difference(*digests) or _grid_difference(manifest, manifests[0])
+        if difference is not None:
+            name, got, expected = difference
+            raise RecordsMismatch(
+                f"{source}: {name} {got}, {sources[0]} has {expected}; models that caption "
+                "together need one vocabulary and the same grids, train them on the same records"
+            )
+
+
+def _grid_difference(one: Manifest, other: Manifest) -> _Difference | None:
+    """Name and both values of the first choice that tells their grids apart."""
+    difference = _first_difference(one.preprocessing, other.preprocessing)
+    if difference is None:
+        weights = f"encoder {one.encoder['weights']}"
+        digests = ({weights: manifest.encoder["digest"][:8]} for manifest in (one, other))
+        return _first_difference(*digests)
+    name, got, expected = difference
+    return name.replace("_", " "), got, expected
+
+
+def _first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> _Difference | None:
     """Name and both values of the first field that differs."""
     for name in dict.fromkeys((*one, *other)):
         if one.get(name) != other.get(name):

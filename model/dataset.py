@@ -18,6 +18,7 @@ from model.errors import InvalidInput
 from model.records import Manifest, parse
 from model.vocabulary import Vocabulary
 
+TRAIN_SPLIT = "train"
 _SHARDS_AT_ONCE = 8
 # Read ahead of the parser; a record is about 200 KB.
 _PREFETCH_BATCHES = 2

@@ -6,15 +6,36 @@ Validation, evaluation and the exported graph all decode through `search_caption
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any, Protocol
 
+import numpy as np
 import tensorflow as tf
 
-from model.captioner import Captioner
 from model.config import SearchConfig
 from model.dataset import Split, images
 from model.progress import Progress
 from model.search import Hypotheses, SearchSettings, beam
 from model.vocabulary import Vocabulary
+
+
+class Memory(Protocol):
+    """What a word model sees of the images, once it has looked; see captioner.Memory."""
+
+    def rows(self, image_index: tf.Tensor) -> "Memory":
+        """Repeat or pick rows: int32 [M] → a Memory of M rows."""
+
+
+class WordModel(Protocol):
+    """What writes captions word by word: a Captioner, or several as an Ensemble."""
+
+    def look(self, grid: tf.Tensor) -> Memory:
+        """Compute once an image what every word will use; grid float16 [N, P, F]."""
+
+    def initial_state(self, rows: tf.Tensor | int) -> Any:
+        """Nested tensors of M rows, before the first word."""
+
+    def step(self, tokens: tf.Tensor, state: Any, memory: Any) -> tuple[tf.Tensor, Any, tf.Tensor]:
+        """Read words int32 [M]; returns logits [M, V], state, attention weights [M, P]."""
 
 
 @dataclass(frozen=True)
@@ -26,16 +47,20 @@ class Prediction:
       caption: written, detokenised.
       log_prob: of the caption and its end, in nats.
       references: raw captions of the annotations.
+      tokens: ids of the caption's words.
+      attention_entropy: see `attention_entropy`.
     """
 
     key: str
     caption: str
     log_prob: float
     references: tuple[str, ...]
+    tokens: tuple[int, ...]
+    attention_entropy: float | None
 
 
 def search_captions(
-    captioner: Captioner,
+    captioner: WordModel,
     vocabulary: Vocabulary,
     config: SearchConfig,
     grid: tf.Tensor,
@@ -84,7 +109,7 @@ class CaptionWriter:
       config: how to search.
     """
 
-    def __init__(self, captioner: Captioner, vocabulary: Vocabulary, config: SearchConfig) -> None:
+    def __init__(self, captioner: WordModel, vocabulary: Vocabulary, config: SearchConfig) -> None:
         self._vocabulary = vocabulary
         self._search = tf.function(
             lambda grid: search_captions(captioner, vocabulary, config, grid),
@@ -109,11 +134,33 @@ class CaptionWriter:
         found = self._search(batch["grid"])
         best = found.tokens[:, 0].numpy()
         log_probs = found.log_prob[:, 0].numpy()
+        lengths = found.length[:, 0].numpy()
+        attention = found.attention[:, 0].numpy()
         references = batch["captions"].to_list()
         for row, key in enumerate(batch["key"].numpy()):
+            words = slice(0, lengths[row])
             yield Prediction(
                 key.decode(),
                 self._vocabulary.decode(best[row]),
                 float(log_probs[row]),
                 tuple(caption.decode() for caption in references[row]),
+                tuple(best[row, words].tolist()),
+                attention_entropy(attention[row, words]),
             )
+
+
+def attention_entropy(weights: np.ndarray) -> float | None:
+    """How far a caption's attention is spread: 0 on one cell, log P over all alike.
+
+    Args:
+      weights: float32 [T, P], a row a word, each summing to 1.
+
+    Returns:
+      Mean over the words of their weights' entropy, in nats; None without a word.
+    """
+    if len(weights) == 0:
+        return None
+    weights = weights.astype(np.float64)
+    # A weight of 0 adds nothing.
+    logs = np.log(np.where(weights > 0, weights, 1.0))
+    return float(-(weights * logs).sum(axis=-1).mean())

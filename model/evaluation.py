@@ -1,87 +1,97 @@
-"""Captions a split with a trained captioner and scores it as COCO does."""
+"""Captions a split with a trained captioner, or several together, and scores it as COCO does."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from model import metrics
-from model.checkpoints import load_trained
-from model.compatibility import check_fingerprint, check_same_grids
-from model.config import SearchConfig
+from model.caption_statistics import caption_rows, summarise
+from model.checkpoints import Trained, load_trained
+from model.compatibility import check_ensemble, check_fingerprint, check_same_grids
 from model.dataset import Split
-from model.decoding import CaptionWriter, Prediction
+from model.decoding import CaptionWriter, Prediction, WordModel
+from model.ensemble import Ensemble
 from model.errors import InvalidInput
 from model.records import Manifest
-from model.vocabulary import tokenise
+from model.training_captions import TrainingCaptions
+from model.vocabulary import Vocabulary
 
 BATCH_SIZE = 32
 
 
-def evaluate(records: Path, model_dir: Path, split: str, beam_width: int | None) -> dict[str, Any]:
-    """Evaluate the best checkpoint of a model.
+def evaluate(
+    records: Path, model_dirs: Sequence[Path], split: str, beam_width: int | None
+) -> dict[str, Any]:
+    """Evaluate the best checkpoint of a model, or those of several models as one.
 
     Args:
-      records: RECORDS, of the same encoder and preprocessing as the model's.
-      model_dir: MODEL_DIR.
+      records: RECORDS, of the same encoder and preprocessing as the models'.
+      model_dirs: MODEL_DIR, one or more; the first one's settings search.
       split: to caption.
       beam_width: instead of the model's own.
 
     Returns:
-      The report, as JSON: model step, split, search, scores, missing metrics and their
-      reasons, and a row an image.
+      The report, as JSON (docs/evaluation.md).
 
     Raises:
-      InvalidInput: nothing to evaluate, or records that do not fit the model.
+      InvalidInput: nothing to evaluate, records that do not fit the models, or models that do
+        not fit each other.
     """
-    trained = load_trained(model_dir)
+    models = [load_trained(directory) for directory in model_dirs]
+    names = [str(directory) for directory in model_dirs]
+    vocabulary = models[0].vocabulary
+    check_ensemble(
+        [model.vocabulary for model in models], [model.manifest for model in models], names
+    )
     manifest = Manifest.load(records)
     check_fingerprint(manifest, str(records))
-    check_same_grids(trained.manifest, manifest, str(records))
+    check_same_grids(models[0].manifest, manifest, str(records))
     chosen = Split(records, manifest, split)
     if chosen.num_images == 0:
         raise InvalidInput(f"split {split!r} of {records} has no images, expected at least one")
-    search = trained.config.search
+    search = models[0].config.search
     if beam_width is not None:
-        search = SearchConfig(beam_width, search.max_length)
-    writer = CaptionWriter(trained.captioner, trained.vocabulary, search)
+        search = replace(search, beam_width=beam_width)
+    writer = CaptionWriter(_together(models), vocabulary, search)
     predictions = list(writer.predictions(chosen, BATCH_SIZE))
+    steps = [model.step for model in models]
     return {
-        "model_dir": str(model_dir),
-        "step": trained.step,
+        "model_dir": names[0] if len(names) == 1 else names,
+        "step": steps[0] if len(steps) == 1 else steps,
         "split": split,
         "images": len(predictions),
         "beam_width": search.beam_width,
-        **score_predictions(predictions),
-        "captions": [
-            {
-                "key": prediction.key,
-                "caption": prediction.caption,
-                "log_prob": prediction.log_prob,
-                "exact": is_exact(prediction),
-                "references": list(prediction.references),
-            }
-            for prediction in predictions
-        ],
+        **_judge(predictions, records, manifest, vocabulary),
     }
 
 
-def score_predictions(predictions: list[Prediction]) -> dict[str, Any]:
-    """Scores of a list of predictions, and why any is missing.
+def _together(models: Sequence[Trained]) -> WordModel:
+    if len(models) == 1:
+        return models[0].captioner
+    return Ensemble([model.captioner for model in models])
 
-    Returns:
-      {"scores": {name: value, "exact_match": share of captions that are, word for word, one
-      of their references}, "missing": {name: reason}}.
-    """
-    candidates = {prediction.key: prediction.caption for prediction in predictions}
-    references = {prediction.key: prediction.references for prediction in predictions}
-    computed = metrics.score_all(candidates, references)
-    exact_match = sum(map(is_exact, predictions)) / len(predictions)
+
+def _judge(
+    predictions: list[Prediction], records: Path, manifest: Manifest, vocabulary: Vocabulary
+) -> dict[str, Any]:
+    """Scores, what is missing and why, the summary and a row an image."""
+    scores = metrics.score_all(
+        {prediction.key: prediction.caption for prediction in predictions},
+        {prediction.key: prediction.references for prediction in predictions},
+    )
+    is_seen: Callable[[Sequence[int]], bool] | None = None
+    missing = scores.missing
+    try:
+        is_seen = TrainingCaptions(records, manifest, vocabulary).has
+    except InvalidInput as error:
+        # Scores need no training split: it may have been left where training was.
+        missing = missing | {"seen": str(error)}
+    rows = caption_rows(predictions, scores.per_image, is_seen)
+    exact_match = sum(row["exact"] for row in rows) / len(rows)
     return {
-        "scores": {**computed.values, "exact_match": exact_match},
-        "missing": computed.missing,
+        "scores": {**scores.values, "exact_match": exact_match},
+        "missing": missing,
+        "summary": summarise(rows, predictions, vocabulary, manifest.grid_shape[0]),
+        "captions": rows,
     }
-
-
-def is_exact(prediction: Prediction) -> bool:
-    """Whether a caption has the very words of one of its references."""
-    words = tokenise(prediction.caption)
-    return any(tokenise(reference) == words for reference in prediction.references)

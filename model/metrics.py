@@ -32,6 +32,7 @@ from model.tokeniser import ptb_tokens
 
 BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 ROUGE_L, CIDER, METEOR, SPICE = "rouge_l", "cider", "meteor", "spice"
+PER_IMAGE = (CIDER, BLEU[-1], ROUGE_L)
 
 # METEOR's two runs load paraphrases for 5 s each; SPICE parses every reference.
 JAVA_TIMEOUT_S = 1800.0
@@ -50,10 +51,13 @@ class Scores:
     Attributes:
       values: score by metric name.
       missing: one line by metric name, what was wrong and what to do.
+      per_image: PER_IMAGE by image key, as coco-caption gives them; CIDEr-D with n-gram weights
+        from all images.
     """
 
     values: dict[str, float]
     missing: dict[str, str]
+    per_image: dict[str, dict[str, float]]
 
 
 def score(
@@ -75,7 +79,8 @@ def score(
     Raises:
       InvalidInput: no images, other keys in one than in the other, or no reference text.
     """
-    return _python_scores(*_tokenised(candidates, references))
+    values, _ = _python_scores(*_tokenised(candidates, references))
+    return values
 
 
 def per_image_cider(
@@ -103,7 +108,8 @@ def score_all(
       InvalidInput: as `score`; a failure of Java is a line in `missing` instead.
     """
     hypotheses, truths = _tokenised(candidates, references)
-    values, missing = _python_scores(hypotheses, truths), missing_metrics()
+    values, per_image = _python_scores(hypotheses, truths)
+    missing = missing_metrics()
     programs: dict[str, Callable[[_Tokens, _Tokens, float], float]] = {
         METEOR: _meteor,
         SPICE: _spice,
@@ -120,7 +126,7 @@ def score_all(
             missing[name] = f"Java ended with {error.returncode}: {complaint[0]}"
         except (OSError, ValueError, KeyError, TypeError) as error:
             missing[name] = f"Java's answer was not understood: {error}".splitlines()[0]
-    return Scores(values, missing)
+    return Scores(values, missing, per_image)
 
 
 def missing_metrics() -> dict[str, str]:
@@ -165,12 +171,20 @@ def _tokenised(
     return hypotheses, truths
 
 
-def _python_scores(hypotheses: _Tokens, truths: _Tokens) -> dict[str, float]:
-    bleu, _ = Bleu(len(BLEU)).compute_score(truths, hypotheses, verbose=0)
-    rouge, _ = Rouge().compute_score(truths, hypotheses)
-    cider, _ = Cider().compute_score(truths, hypotheses)
+def _python_scores(
+    hypotheses: _Tokens, truths: _Tokens
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Scores of the whole by name, and those of each image by its key."""
+    bleu, bleu_each = Bleu(len(BLEU)).compute_score(truths, hypotheses, verbose=0)
+    rouge, rouge_each = Rouge().compute_score(truths, hypotheses)
+    cider, cider_each = Cider().compute_score(truths, hypotheses)
     values = dict(zip(BLEU, bleu, strict=True)) | {ROUGE_L: rouge, CIDER: cider}
-    return {name: float(value) for name, value in values.items()}
+    rows = zip(cider_each, bleu_each[-1], rouge_each, strict=True)
+    per_image = {
+        key: dict(zip(PER_IMAGE, map(float, row), strict=True))
+        for key, row in zip(truths, rows, strict=True)
+    }
+    return {name: float(value) for name, value in values.items()}, per_image
 
 
 def _meteor(hypotheses: _Tokens, truths: _Tokens, timeout_s: float) -> float:

@@ -14,7 +14,7 @@ from model import metrics
 from model.captioner import Captioner
 from model.checkpoints import Checkpoints, Progress, adopt_records, load_records
 from model.config import Config
-from model.dataset import Split, Stream, grid_statistics, training_batches
+from model.dataset import TRAIN_SPLIT, Split, Stream, grid_statistics, training_batches
 from model.decoding import CaptionWriter
 from model.errors import CheckFailed, InvalidInput
 from model.history import History
@@ -23,7 +23,6 @@ from model.progress import Progress as ProgressLine
 from model.schedules import learning_rate
 from model.strategies import is_chief
 
-TRAIN_SPLIT = "train"
 # Enough for the statistics of a channel over 49 cells an image.
 _STATISTICS_IMAGES = 2048
 _LOG_STEPS = 20

@@ -54,7 +54,7 @@ def test_evaluate_on_records_that_lost_a_shard(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = tiny.make_records(tmp_path / "records")
-    trained = SimpleNamespace(manifest=Manifest.load(records))
+    trained = SimpleNamespace(manifest=Manifest.load(records), vocabulary=tiny.make_vocabulary())
     monkeypatch.setattr("model.evaluation.load_trained", lambda _: trained)
     shard = next(records.glob("val-*.tfrecord"))
     shard.write_bytes(shard.read_bytes()[:-1])

@@ -124,6 +124,9 @@ def test_scores_are_those_of_coco_caption(monkeypatch: pytest.MonkeyPatch) -> No
     each = per_image_cider(candidates, references)
     of_coco = {key: scores["CIDEr"] for key, scores in expected.imgToEval.items()}
     assert each == pytest.approx(of_coco, abs=1e-6)
+    for key, scores in score_all(candidates, references, timeout_s=0.01).per_image.items():
+        in_coco = {name: expected.imgToEval[key][NAMES[name]] for name in scores}
+        assert scores == pytest.approx(in_coco, abs=1e-6)
 
 
 @needs_java
@@ -153,6 +156,26 @@ def test_bleu_and_rouge_by_hand() -> None:
     assert scores["bleu_2"] == pytest.approx(brevity * math.sqrt(13 / 14 * 9 / 11), abs=1e-6)
     f_bus = (1 + 1.2**2) * 1 * 0.4 / (0.4 + 1.2**2 * 1)
     assert scores["rouge_l"] == pytest.approx((5 / 6 + 5 / 6 + f_bus) / 3)
+
+
+def test_scores_of_an_image_are_those_of_its_caption_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for CIDEr-D, whose weights come from all images."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    # Keys in another order than the one they are scored in; captions of every quality.
+    references = {**REFERENCES, "ant": ["an ant on a leaf in the sun"]}
+    candidates = {**CANDIDATES, "ant": "an ant on a leaf"}
+    each = score_all(candidates, references).per_image
+    assert each.keys() == references.keys()
+    ciders = per_image_cider(candidates, references)
+    assert len({round(value, 6) for value in ciders.values()}) == 4
+    for key, scores in each.items():
+        alone = score({key: candidates[key]}, {key: references[key]})
+        assert scores.pop("cider") == ciders[key]
+        assert scores == pytest.approx({name: alone[name] for name in ("bleu_4", "rouge_l")})
+    # All its words stand in the reference, five of eight.
+    assert each["ant"]["bleu_4"] == pytest.approx(math.exp(1 - 8 / 5), abs=1e-6)
 
 
 def test_cider_of_one_shared_word_by_hand() -> None:

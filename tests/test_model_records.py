@@ -8,7 +8,16 @@ import tensorflow as tf
 
 from model import records
 from model.errors import InvalidInput
-from model.records import Manifest, Record, ShardInfo, frame, parse, serialise, shard_name
+from model.records import (
+    Manifest,
+    Record,
+    ShardInfo,
+    frame,
+    parse,
+    parse_tokens,
+    serialise,
+    shard_name,
+)
 
 GRID_SHAPE = (3, 5)
 
@@ -36,6 +45,14 @@ def test_what_was_serialised_is_parsed() -> None:
         assert tuple(map(tuple, parsed["tokens"][index].to_list())) == record.tokens
     assert parsed["grid"].dtype == tf.float16
     assert parsed["tokens"].dtype == tf.int32
+
+
+@pytest.mark.parametrize("compression", records.COMPRESSIONS)
+def test_tokens_are_parsed_without_the_rest(compression: str) -> None:
+    serialised = [serialise(record, compression) for record in RECORDS]
+    tokens = parse_tokens(tf.constant(serialised))
+    assert tokens.to_list() == [[list(words) for words in record.tokens] for record in RECORDS]
+    assert tokens.dtype == tf.int32
 
 
 def test_the_grid_is_stored_row_major_in_little_endian_float16() -> None:

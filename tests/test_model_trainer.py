@@ -59,7 +59,7 @@ def weights(trainer: Trainer) -> list[np.ndarray]:
 def test_memorises_and_keeps_the_best(tmp_path: Path) -> None:
     run = make_run(tmp_path, "model", 120, ("dropout", 0.0), ("validation_steps", 60))
     Trainer(run).fit(silent)
-    report = evaluate(run.records, run.model_dir, "train", None)
+    report = evaluate(run.records, [run.model_dir], "train", None)
     assert report["scores"]["exact_match"] == 1.0
     rows = (run.model_dir / "history.jsonl").read_text().splitlines()
     history = [json.loads(row) for row in rows]
@@ -116,7 +116,7 @@ def test_validation_scores_are_those_of_free_running_captions(tmp_path: Path) ->
     run = make_run(tmp_path, "model", 40, ("validation_steps", 40), ("dropout", 0.0))
     Trainer(run).fit(silent)
     (row,) = (run.model_dir / "history.jsonl").read_text().splitlines()
-    report = evaluate(run.records, run.model_dir, "val", None)
+    report = evaluate(run.records, [run.model_dir], "val", None)
     assert json.loads(row)["val_cider"] == pytest.approx(report["scores"]["cider"], rel=1e-6)
     assert json.loads(row)["val_cider"] > 0
 

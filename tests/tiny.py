@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,25 +31,25 @@ def make_vocabulary() -> Vocabulary:
     return Vocabulary.build(words, 1)
 
 
-def make_records(directory: Path, *, shards: int = 2, val: bool = True, seed: int = 0) -> Path:
-    """Write a complete RECORDS directory; the val split holds the train split's images anew."""
+def make_records(
+    directory: Path,
+    *,
+    shards: int = 2,
+    val: bool = True,
+    seed: int = 0,
+    train: Sequence[Sequence[str]] = CAPTIONS,
+) -> Path:
+    """Write a complete RECORDS directory.
+
+    The vocabulary is that of CAPTIONS. The val split has an image for each of them, the train
+    split the very same images anew, or others with the captions that are given.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     vocabulary = make_vocabulary()
     vocabulary.save(directory / records.VOCABULARY_FILE)
-    generator = np.random.default_rng(seed)
-    images = [
-        Record(
-            image_id=100 + index,
-            key=f"image-{index}.jpg",
-            grid=generator.normal(size=GRID_SHAPE).astype(np.float16),
-            captions=captions,
-            tokens=tuple(tuple(vocabulary.encode(caption)) for caption in captions),
-        )
-        for index, captions in enumerate(CAPTIONS)
-    ]
-    splits = {"train": _write_split(directory, "train", images, shards)}
+    splits = {"train": _write_split(directory, "train", _images(train, seed), shards)}
     if val:
-        splits["val"] = _write_split(directory, "val", images, 1)
+        splits["val"] = _write_split(directory, "val", _images(CAPTIONS, seed), 1)
     total = sum(shard.records for split in splits.values() for shard in split)
     manifest = Manifest(
         preprocessing=CHOICES,
@@ -63,6 +64,20 @@ def make_records(directory: Path, *, shards: int = 2, val: bool = True, seed: in
     )
     (directory / records.MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return directory
+
+
+def _images(captions: Sequence[Sequence[str]], seed: int) -> list[Record]:
+    vocabulary, generator = make_vocabulary(), np.random.default_rng(seed)
+    return [
+        Record(
+            image_id=100 + index,
+            key=f"image-{index}.jpg",
+            grid=generator.normal(size=GRID_SHAPE).astype(np.float16),
+            captions=tuple(texts),
+            tokens=tuple(tuple(vocabulary.encode(text)) for text in texts),
+        )
+        for index, texts in enumerate(captions)
+    ]
 
 
 def _write_split(
