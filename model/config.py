@@ -115,7 +115,7 @@ class Config:
         return config
 
 
-_SECTIONS: dict[str, type[Section]] = {
+_SECTIONS: dict[str, type] = {
     section.NAME: section for section in (DecoderConfig, SearchConfig, TrainingConfig)
 }
 

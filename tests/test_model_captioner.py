@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -235,10 +236,15 @@ def test_sampled_words_are_what_the_model_says_of_the_words_before(
     """Also with the units dropped that the training pass drops."""
     sample_the_most_probable(monkeypatch)
     captioner.config = replace(CONFIG, dropout=dropout)
-    seed, read = tf.constant([0, 7]), []
-    reading = captioner._read
-    monkeypatch.setattr(captioner, "_read", lambda *args: read.append(args[0]) or reading(*args))
-    logits, _ = captioner(GRID, TOKENS, IMAGE_INDEX, seed=seed, sampling_share=tf.constant(1.0))
+    seed, share, read = tf.constant([0, 7]), tf.constant(1.0), []
+    sampled = captioner._partly_sampled
+
+    def note(*args: Any) -> tf.Tensor:
+        read.append(sampled(*args))
+        return read[-1]
+
+    monkeypatch.setattr(captioner, "_partly_sampled", note)
+    logits, _ = captioner(GRID, TOKENS, IMAGE_INDEX, seed=seed, sampling_share=share)
     words = read[0].numpy()
     np.testing.assert_array_equal(words[:, 0], TOKENS[:, 0])
     np.testing.assert_array_equal(words[:, 1:], logits.numpy().argmax(-1)[:, :-1])
