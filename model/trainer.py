@@ -22,7 +22,7 @@ from model.meter import Meter
 from model.progress import Progress as ProgressLine
 from model.schedules import Schedule
 from model.stopping import on_sigterm
-from model.strategies import is_chief
+from model.strategies import all_must_answer, is_chief
 from model.training_step import Fitted, Taken, TrainingStep
 from model.validation import cider, validation_split
 
@@ -116,9 +116,13 @@ class Trainer:
 
         Raises:
           CheckFailed: the loss is no longer finite, or far above that of a model that knows
-            nothing; the last good checkpoint stays.
+            nothing, or a process of the cluster died; the last good checkpoint stays.
           InvalidInput: a damaged shard.
         """
+        with all_must_answer(self._strategy):
+            self._fit(log)
+
+    def _fit(self, log: Callable[[str], None]) -> None:
         step = self._restore(log)
         if step >= self.total_steps:
             log(f"nothing to do: step {step} of {self.total_steps} is taken")

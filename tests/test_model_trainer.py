@@ -1,7 +1,9 @@
 """Training: learns, resumes to the bit, gives N replicas the weights of one."""
 
+import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +22,7 @@ from model.dataset import Stream, batch_keys
 from model.errors import CheckFailed, InvalidInput, RecordsMismatch
 from model.evaluation import evaluate
 from model.losses import doubly_stochastic_penalty, l2_penalty, masked_cross_entropy
+from model.meter import Meter
 from model.preprocessing import KEEP, SQUASH, choices, fingerprint
 from model.records import Manifest
 from model.stopping import on_sigterm
@@ -551,21 +554,25 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-root, name, strategy = Path(sys.argv[1]), *sys.argv[2:]
+root, name, strategy = Path(sys.argv[1]), *sys.argv[2:4]
 if strategy == "mirrored":
     cpu = tf.config.list_physical_devices("CPU")[0]
     logical = tf.config.LogicalDeviceConfiguration
     tf.config.set_logical_device_configuration(cpu, [logical(), logical()])
 from model.stopping import on_sigterm
-from model.strategies import is_chief, make_strategy
+from model import trainer as module
+from model.strategies import make_strategy
 chosen = make_strategy(strategy)
 from model.trainer import Run, Trainer
-from tests.test_model_trainer import EVERYTHING, kept, make_run, silent
+from tests.test_model_trainer import EVERYTHING, kept, make_run, send_in_step, silent
 
 # Clipping is active and lengths are uneven: both tell a wrong order of sum and clip.
 settings = dict(EVERYTHING, dropout=0.0, clip_norm=0.1, scheduled_sampling=0.0)
 plain = make_run(root, name, 20, *settings.items())
 trainer = Trainer(Run(plain.records, plain.model_dir, plain.config, chosen, plain.steps))
+# One process may be told to send itself a signal in its seventh step.
+for number in sys.argv[4:]:
+    send_in_step(7, int(number))
 trainer.fit(silent)
 if trainer.is_chief:
     np.savez(root / f"{name}.npz", *kept(trainer))
@@ -573,9 +580,24 @@ print("replicas", chosen.num_replicas_in_sync)
 """
 
 
-def start(root: Path, name: str, strategy: str, tf_config: str = "") -> subprocess.Popen[str]:
+def send_in_step(step: int, number: int) -> None:
+    """Let the process send itself a signal while it takes its step of that number."""
+    taken, add = itertools.count(1), Meter.add
+
+    def counted(self: Meter, captions: tf.Tensor) -> None:
+        if next(taken) == step:
+            os.kill(os.getpid(), number)
+        add(self, captions)
+
+    Meter.add = counted  # type: ignore[method-assign]
+
+
+def start(
+    root: Path, name: str, strategy: str, tf_config: str = "", number: int | None = None
+) -> subprocess.Popen[str]:
     environment = os.environ | ({"TF_CONFIG": tf_config} if tf_config else {})
     command = [sys.executable, "-c", TRAIN_TWENTY_STEPS, str(root), name, strategy]
+    command += [] if number is None else [str(int(number))]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -620,8 +642,8 @@ def test_two_replicas_train_the_weights_of_one(one_device: Path) -> None:
     assert_same_weights(one_device, "mirrored")
 
 
-@pytest.mark.slow
-def test_two_processes_train_the_weights_of_one(one_device: Path) -> None:
+def start_two(root: Path, name: str, number: int | None = None) -> list[subprocess.Popen[str]]:
+    """A cluster of two, of which the second sends itself a signal."""
     ports = []
     with socket.socket() as one, socket.socket() as two:
         for listener in (one, two):
@@ -633,11 +655,93 @@ def test_two_processes_train_the_weights_of_one(one_device: Path) -> None:
         task = {"type": "worker", "index": index}
         tf_config = json.dumps({"cluster": {"worker": workers}, "task": task})
         # Both look at one MODEL_DIR, as machines with a shared disk do.
-        processes.append(start(one_device, "multiworker", "multiworker", tf_config))
-    assert [finish(process) for process in processes] == [2, 2]
+        sent = number if index == 1 else None
+        processes.append(start(root, name, "multiworker", tf_config, sent))
+    return processes
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_weights_of_one(one_device: Path) -> None:
+    assert [finish(process) for process in start_two(one_device, "multiworker")] == [2, 2]
     assert_same_weights(one_device, "multiworker")
-    history = (one_device / "multiworker" / "history.jsonl").read_text().splitlines()
-    assert [json.loads(row)["step"] for row in history] == [3, 6, 9, 12, 15, 18, 20]
+    rows = (one_device / "multiworker" / "history.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [3, 6, 9, 12, 15, 18, 20]
+
+
+def checkpoint_steps(model_dir: Path) -> list[int]:
+    found = (model_dir / "checkpoints").glob("ckpt-*.index")
+    return sorted(int(path.stem.removeprefix("ckpt-")) for path in found)
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_stopped_and_loses_a_process_goes_on(one_device: Path) -> None:
+    # Asked in step 7 of one of them, told to both by step 8, saved after step 9.
+    assert [finish(process) for process in start_two(one_device, "mended", signal.SIGTERM)] == [
+        2,
+        2,
+    ]
+    assert checkpoint_steps(one_device / "mended")[-1] == 9
+    survivor, dying = start_two(one_device, "mended", signal.SIGKILL)
+    _, err = survivor.communicate(timeout=300)
+    dying.communicate(timeout=300)
+    assert dying.returncode == -signal.SIGKILL
+    assert survivor.returncode == 1
+    assert re.search(r"CheckFailed: worker 1 \(127\.0\.0\.1:\d+\) no longer answers", err)
+    assert [finish(process) for process in start_two(one_device, "mended")] == [2, 2]
+    assert_same_weights(one_device, "mended")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from model.checkpoints import Checkpoints
+from model.trainer import Trainer
+from tests.test_model_trainer import EVERYTHING, make_run, send_in_step, silent
+
+moment, run = sys.argv[2], make_run(Path(sys.argv[1]), "parts", 18, *EVERYTHING)
+save = Checkpoints.save
+
+def killed(self, step):
+    if step >= 8 and moment == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if step >= 8 and moment == "while":
+        # The files without the word that they are the newest, and these cut short.
+        path = self._latest.checkpoint.write(str(run.model_dir / "checkpoints" / f"ckpt-{step}"))
+        data = Path(f"{path}.data-00000-of-00001")
+        data.write_bytes(data.read_bytes()[:100])
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(self, step)
+
+Checkpoints.save = killed
+if moment == "between":
+    send_in_step(8, signal.SIGKILL)
+Trainer(run).fit(silent)
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_with_the_weights_of_an_undisturbed_run(
+    tmp_path: Path,
+) -> None:
+    """In the middle of an epoch, between validation and checkpoint, while one is written."""
+    whole_run = make_run(tmp_path, "whole", 18, *EVERYTHING)
+    whole = Trainer(whole_run)
+    whole.fit(silent)
+    for moment in ("between", "before", "while"):
+        killed = subprocess.run(
+            [sys.executable, "-c", KILLED, str(tmp_path), moment],
+            capture_output=True,
+            cwd=Path(__file__).parents[1],
+            timeout=300,
+        )
+        assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+        assert checkpoint_steps(tmp_path / "parts"), moment
+    run = make_run(tmp_path, "parts", 18, *EVERYTHING)
+    last = Trainer(run)
+    last.fit(silent)
+    for one, other in zip(kept(whole), kept(last), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert history(run) == history(whole_run)
 
 
 def test_multiworker_without_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
