@@ -41,6 +41,7 @@ setup(
     python_requires=">=3.11,<3.12",
     py_modules=["captionbeam"],
     packages=["demo", "export", "model", "pipelines", "serving"],
+    package_data={"model": ["recipes/*.json"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
     entry_points={"console_scripts": ["captionbeam=captionbeam:main"]},

@@ -26,22 +26,7 @@ _DEAD = "no-such-picture.png"
 _READY = re.compile(r"^serving \S+ version \S+ on (\S+)$", re.MULTILINE)
 
 # Smaller and faster to fit than what COCO needs.
-_BATCH_SIZE = 32
-SETTINGS = {
-    "decoder": {
-        "embedding_size": 64,
-        "hidden_size": 192,
-        "attention_size": 128,
-        "dropout": 0.3,
-    },
-    "search": {"beam_width": 3, "max_length": 16},
-    "training": {
-        "batch_size": _BATCH_SIZE,
-        "learning_rate": 2e-3,
-        "warmup_steps": 50,
-        "validation_steps": 400,
-    },
-}
+_RECIPE = "tiny"
 
 
 class Journey:
@@ -107,8 +92,7 @@ class Journey:
     def _fit(self, world: World) -> dict[str, Any]:
         """World → exported model; returns evaluate's report."""
         records, model_dir = self._at("records"), self._at("model")
-        settings, report = self._at("settings.json"), self._at("report.json")
-        settings.write_text(json.dumps(SETTINGS, indent=1) + "\n", encoding="utf-8")
+        report = self._at("report.json")
         splits: list[object] = []
         for split in (TRAIN, VAL):
             splits += ["--split", f"{split}={world.annotations(split)}:{world.images(split)}"]
@@ -116,12 +100,9 @@ class Journey:
         drawn = self._images["draw"]
         self._captionbeam("preprocess", *splits, *flags, "--min_word_count", 1, images=drawn)
         flags = ["--records", records, "--model_dir", model_dir]
-        self._captionbeam(
-            "train",
-            *flags,
-            *("--config", settings, "--steps", self._steps),
-            images=self._steps * _BATCH_SIZE,
-        )
+        self._captionbeam("train", *flags, "--config", _RECIPE, "--steps", self._steps)
+        config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+        self._images["train"] = self._steps * config["training"]["batch_size"]
         self._captionbeam(
             "evaluate", *flags, "--split", VAL, "--output", report, images=drawn - self._scenes
         )

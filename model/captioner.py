@@ -1,17 +1,20 @@
 """The captioner: grid in, distribution over the next word out, as one keras.Model."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
 from model.config import DecoderConfig
 from model.decoder import Decoder, State
+from model.output import TiedOutput
 
 # Keeps the scale of a channel that never varies finite.
 _VARIANCE_FLOOR = 1e-6
-# Cells, embeddings and output draw apart.
-_DROPOUT_PLACES = 3
+# Dropout of cells, embeddings and output, and which words are sampled and how, draw apart.
+_CELLS, _EMBEDDINGS, _OUTPUT, _SAMPLED, _SAMPLES = range(5)
+_DRAWS = 5
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,24 @@ class Memory:
             tf.gather(self.keys, image_index),
             tf.gather(self.mean_gates, image_index),
         )
+
+
+class _Place(NamedTuple):
+    """A place of M captions, all T of them stacked for a scan."""
+
+    time: tf.Tensor
+    given: tf.Tensor
+    drawn: tf.Tensor
+    kept_embedding: tf.Tensor
+    kept_output: tf.Tensor
+
+
+class _Sampling(NamedTuple):
+    """After a place: the state, the word drawn for the next one, the word that was read."""
+
+    state: State
+    written: tf.Tensor
+    word: tf.Tensor
 
 
 class Captioner(keras.Model):
@@ -68,10 +89,14 @@ class Captioner(keras.Model):
             vocabulary_size, config.embedding_size, name="embedding"
         )
         self._decoder = Decoder(config)
-        self._output = keras.layers.Dense(vocabulary_size, name="output")
         self._cell_projection.build((None, cells, features))
         self._embedding.build((None, None))
-        self._output.build((None, config.hidden_size))
+        if config.tie_embeddings:
+            self._tied_output = TiedOutput(vocabulary_size)
+            self._tied_output.build_for(config.hidden_size, config.embedding_size)
+        else:
+            self._output = keras.layers.Dense(vocabulary_size, name="output")
+            self._output.build((None, config.hidden_size))
         self.built = True
 
     def set_grid_statistics(self, mean: tf.Tensor, variance: tf.Tensor) -> None:
@@ -89,7 +114,7 @@ class Captioner(keras.Model):
         scale = tf.math.rsqrt(self._grid_variance + _VARIANCE_FLOOR)
         normalised = (tf.cast(grid, tf.float32) - self._grid_mean) * scale
         cells = tf.nn.relu(self._cell_projection(normalised) + self._cell_position)
-        cells = self._drop(cells, dropout_seed, 0)
+        cells = self._drop(cells, dropout_seed, _CELLS)
         return Memory(
             cells=cells,
             keys=self._decoder.attention.keys(cells),
@@ -115,14 +140,15 @@ class Captioner(keras.Model):
         """
         projected = self._decoder.project_words(self._embedding(tokens)) + memory.mean_gates
         state, weights = self._decoder(projected, memory.keys, memory.cells, state)
-        return self._output(state[-1]), state, weights
+        return self._logits(state[-1]), state, weights
 
     def call(
         self,
         grid: tf.Tensor,
         tokens: tf.Tensor,
         image_index: tf.Tensor,
-        dropout_seed: tf.Tensor | None = None,
+        seed: tf.Tensor | None = None,
+        sampling_share: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Teacher forcing: every word of every caption, predicted from the words before it.
 
@@ -130,13 +156,24 @@ class Captioner(keras.Model):
           grid: float16 or float32 [N, P, F].
           tokens: words read, `<start>` first, int32 [M, T].
           image_index: row of `grid` for each caption, int32 [M].
-          dropout_seed: int32 [2] in training, None otherwise.
+          seed: int32 [2] in training, of dropout and samples; None otherwise.
+          sampling_share: scheduled sampling (Bengio et al. 2015): the share float32 [] of words
+            that are read as the model would have written them; None reads the captions.
 
         Returns:
           Logits [M, T, V], for the word after each; attention weights [M, T, P].
         """
-        memory = self.look(grid, dropout_seed).rows(image_index)
-        embedded = self._drop(self._embedding(tokens), dropout_seed, 1)
+        memory = self.look(grid, seed).rows(image_index)
+        if seed is not None and sampling_share is not None:
+            tokens = self._partly_sampled(tokens, memory, seed, sampling_share)
+        states, weights = self._read(tokens, memory, seed)
+        return self._logits(self._drop(states, seed, _OUTPUT)), weights
+
+    def _read(
+        self, tokens: tf.Tensor, memory: Memory, seed: tf.Tensor | None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Words [M, T] → top states [M, T, H], attention weights [M, T, P]."""
+        embedded = self._drop(self._embedding(tokens), seed, _EMBEDDINGS)
         projected = self._decoder.project_words(embedded) + memory.mean_gates[:, tf.newaxis]
 
         def advance(carried: tuple[State, tf.Tensor], word: tf.Tensor) -> tuple[State, tf.Tensor]:
@@ -145,13 +182,72 @@ class Captioner(keras.Model):
 
         start = (self.initial_state(tf.shape(tokens)[0]), tf.zeros_like(memory.cells[..., 0]))
         states, weights = tf.scan(advance, tf.transpose(projected, [1, 0, 2]), start)
-        top = self._drop(tf.transpose(states[-1], [1, 0, 2]), dropout_seed, 2)
-        return self._output(top), tf.transpose(weights, [1, 0, 2])
+        return tf.transpose(states[-1], [1, 0, 2]), tf.transpose(weights, [1, 0, 2])
+
+    def _partly_sampled(
+        self, tokens: tf.Tensor, memory: Memory, seed: tf.Tensor, share: tf.Tensor
+    ) -> tf.Tensor:
+        """Put the model's own words, drawn one after the other, in a share of the places.
+
+        A pass of its own: no gradient goes through a word that was drawn, so `_read` then reads
+        these words as it reads a caption, with the same units dropped.
+
+        Args:
+          tokens: int32 [M, T].
+          memory: of M rows.
+          seed: int32 [2].
+          share: float32 [].
+
+        Returns:
+          int32 [M, T]; the first of each row is never drawn.
+        """
+        rows, words = tf.unstack(tf.shape(tokens))
+        drawn = tf.random.stateless_uniform([rows, words], _draw(seed, _SAMPLED)) < share
+        config = self.config
+        kept_units = [
+            self._drop(tf.ones([rows, words, size]), seed, place)
+            for size, place in (
+                (config.embedding_size, _EMBEDDINGS),
+                (config.hidden_size, _OUTPUT),
+            )
+        ]
+
+        def advance(carried: _Sampling, now: _Place) -> _Sampling:
+            word = tf.where(now.drawn, carried.written, now.given)
+            embedded = self._embedding(word) * now.kept_embedding
+            projected = self._decoder.project_words(embedded) + memory.mean_gates
+            state, _ = self._decoder(projected, memory.keys, memory.cells, carried.state)
+            logits = self._logits(state[-1] * now.kept_output)
+            place = tf.random.experimental.stateless_fold_in(_draw(seed, _SAMPLES), now.time)
+            written = tf.random.stateless_categorical(logits, 1, place, dtype=tf.int32)[:, 0]
+            return _Sampling(state, written, word)
+
+        first = tokens[:, 0]
+        places = _Place(
+            tf.range(words),
+            tf.transpose(tokens),
+            tf.transpose(drawn),
+            *(tf.transpose(kept, [1, 0, 2]) for kept in kept_units),
+        )
+        # In the first place a drawn word is the given one.
+        start = _Sampling(self.initial_state(rows), first, first)
+        return tf.transpose(tf.scan(advance, places, start).word)
+
+    def _logits(self, top: tf.Tensor) -> tf.Tensor:
+        """States of the top GRU [..., H] → [..., V]."""
+        if self.config.tie_embeddings:
+            return self._tied_output(top, self._embedding.embeddings)
+        return self._output(top)
 
     def _drop(self, values: tf.Tensor, seed: tf.Tensor | None, place: int) -> tf.Tensor:
         """Dropout drawn from a seed, so that a resumed run draws what an undisturbed one did."""
         if seed is None or self.config.dropout == 0.0:
             return values
         return tf.nn.experimental.stateless_dropout(
-            values, self.config.dropout, seed=seed * [1, _DROPOUT_PLACES] + [0, place]
+            values, self.config.dropout, seed=_draw(seed, place)
         )
+
+
+def _draw(seed: tf.Tensor, place: int) -> tf.Tensor:
+    """The seed of one of a step's draws."""
+    return seed * [1, _DRAWS] + [0, place]

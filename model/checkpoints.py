@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from model.captioner import Captioner
@@ -22,6 +21,9 @@ from model.directories import make_directory
 from model.encoder import Encoder, EncoderSettings
 from model.errors import InvalidInput, RecordsMismatch
 from model.records import MANIFEST_FILE, VOCABULARY_FILE, Manifest
+from model.schedules import Plateau
+from model.training_config import TrainingConfig
+from model.training_step import Fitted
 from model.vocabulary import Vocabulary
 
 CHECKPOINTS_DIR = "checkpoints"
@@ -56,10 +58,12 @@ class Progress(tf.Module):
 
     Args:
       vocabulary_digest: of the vocabulary that the weights belong to.
+      config: of the training.
     """
 
-    def __init__(self, vocabulary_digest: str) -> None:
+    def __init__(self, vocabulary_digest: str, config: TrainingConfig) -> None:
         super().__init__()
+        self.plateau = Plateau(config)
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.best_score = tf.Variable(-1.0, dtype=tf.float64, trainable=False)
         self.vocabulary_digest = tf.Variable(vocabulary_digest, trainable=False)
@@ -70,21 +74,12 @@ class Checkpoints:
 
     Args:
       model_dir: MODEL_DIR.
-      captioner: its weights.
-      optimizer: its state.
+      fitted: weights, their averages, the optimiser's state.
       progress: of the run.
     """
 
-    def __init__(
-        self,
-        model_dir: Path,
-        captioner: Captioner,
-        optimizer: keras.optimizers.Optimizer,
-        progress: Progress,
-    ) -> None:
-        everything = tf.train.Checkpoint(
-            captioner=captioner, optimizer=optimizer, progress=progress
-        )
+    def __init__(self, model_dir: Path, fitted: Fitted, progress: Progress) -> None:
+        everything = tf.train.Checkpoint(**vars(fitted), progress=progress)
         self._latest = tf.train.CheckpointManager(
             everything,
             str(model_dir / CHECKPOINTS_DIR),
@@ -92,7 +87,7 @@ class Checkpoints:
             step_counter=progress.step,
         )
         self._best = tf.train.CheckpointManager(
-            tf.train.Checkpoint(captioner=captioner, progress=progress),
+            tf.train.Checkpoint(captioner=fitted.captioner, progress=progress),
             str(model_dir / BEST_DIR),
             max_to_keep=1,
             step_counter=progress.step,

@@ -5,20 +5,20 @@ field, named alone or with its section (`--set dropout=0.3`, `--set decoder.drop
 """
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 from model.errors import InvalidInput
+from model.settings import Section
+from model.training_config import TrainingConfig
 
 CONFIG_FILE = "config.json"
-SCHEDULES = ("constant", "cosine")
 
 
 @dataclass(frozen=True)
-class DecoderConfig:
+class DecoderConfig(Section):
     """Sizes of the decoder.
 
     Attributes:
@@ -27,24 +27,29 @@ class DecoderConfig:
       attention_size: A, in which query and cells are compared.
       num_layers: GRUs in all: one that attends, the rest that write; at least 2.
       dropout: share of embedding, cell and output units dropped in training.
+      tie_embeddings: the output layer's weights are the words' embeddings (Press and Wolf 2017),
+        with a projection where hidden_size is another.
     """
+
+    NAME: ClassVar[str] = "decoder"
 
     embedding_size: int = 512
     hidden_size: int = 512
     attention_size: int = 512
     num_layers: int = 2
     dropout: float = 0.5
+    tie_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        _check_range(self, "embedding_size", 1)
-        _check_range(self, "hidden_size", 1)
-        _check_range(self, "attention_size", 1)
-        _check_range(self, "num_layers", 2, 16)
-        _check_range(self, "dropout", 0.0, 0.95)
+        self.check_range("embedding_size", 1)
+        self.check_range("hidden_size", 1)
+        self.check_range("attention_size", 1)
+        self.check_range("num_layers", 2, 16)
+        self.check_range("dropout", 0.0, 0.95)
 
 
 @dataclass(frozen=True)
-class SearchConfig:
+class SearchConfig(Section):
     """How a caption is searched for.
 
     Attributes:
@@ -52,64 +57,14 @@ class SearchConfig:
       max_length: T, most words of a caption.
     """
 
+    NAME: ClassVar[str] = "search"
+
     beam_width: int = 3
     max_length: int = 20
 
     def __post_init__(self) -> None:
-        _check_range(self, "beam_width", 1, 64)
-        _check_range(self, "max_length", 1, 256)
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How the decoder is fitted.
-
-    Attributes:
-      batch_size: images a step over all replicas, each with all its captions.
-      epochs: passes over the training split, when no number of steps is given.
-      learning_rate: Adam's, after warm-up.
-      schedule: "constant", or "cosine" down to a hundredth at the last step.
-      warmup_steps: steps of linear growth from 0.
-      clip_norm: largest global norm of a gradient.
-      label_smoothing: share of a target's probability spread over the vocabulary.
-      seed: of initial weights, shuffling and dropout.
-      shuffle_buffer: records held to be shuffled.
-      checkpoint_steps: steps between checkpoints.
-      validation_steps: steps between validations; 0 is once an epoch.
-      validation_split: split that picks the best checkpoint.
-      validation_images: most images of it that are captioned; 0 is all.
-    """
-
-    batch_size: int = 32
-    epochs: int = 30
-    learning_rate: float = 5e-4
-    schedule: str = "cosine"
-    warmup_steps: int = 200
-    clip_norm: float = 5.0
-    label_smoothing: float = 0.0
-    seed: int = 0
-    shuffle_buffer: int = 1024
-    checkpoint_steps: int = 500
-    validation_steps: int = 0
-    validation_split: str = "val"
-    validation_images: int = 0
-
-    def __post_init__(self) -> None:
-        _check_range(self, "batch_size", 1)
-        _check_range(self, "epochs", 1)
-        _check_range(self, "learning_rate", 1e-9, 10.0)
-        _check_range(self, "warmup_steps", 0)
-        _check_range(self, "clip_norm", 1e-6)
-        _check_range(self, "label_smoothing", 0.0, 0.5)
-        _check_range(self, "seed", 0)
-        _check_range(self, "shuffle_buffer", 1)
-        _check_range(self, "checkpoint_steps", 1)
-        _check_range(self, "validation_steps", 0)
-        _check_range(self, "validation_images", 0)
-        if self.schedule not in SCHEDULES:
-            raise InvalidInput(
-                f"training.schedule {self.schedule!r}, expected one of {', '.join(SCHEDULES)}"
-            )
+        self.check_range("beam_width", 1, 64)
+        self.check_range("max_length", 1, 256)
 
 
 @dataclass(frozen=True)
@@ -161,9 +116,7 @@ class Config:
 
 
 _SECTIONS: dict[str, type] = {
-    "decoder": DecoderConfig,
-    "search": SearchConfig,
-    "training": TrainingConfig,
+    section.NAME: section for section in (DecoderConfig, SearchConfig, TrainingConfig)
 }
 
 
@@ -195,15 +148,6 @@ def _typed(section: str, attribute: str, value: Any) -> Any:
     wanted = get_type_hints(_SECTIONS[section])[attribute]
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not isinstance(value, wanted) or isinstance(value, bool):
+    if not isinstance(value, wanted) or isinstance(value, bool) != (wanted is bool):
         raise InvalidInput(f"{section}.{attribute} {value!r}, expected {wanted.__name__}")
     return value
-
-
-def _check_range(part: Any, name: str, low: float, high: float | None = None) -> None:
-    value = getattr(part, name)
-    in_range = value >= low and (high is None or value <= high)
-    if not (in_range and math.isfinite(value)):
-        section = next(key for key, kind in _SECTIONS.items() if isinstance(part, kind))
-        allowed = f"at least {low}" if high is None else f"{low} to {high}"
-        raise InvalidInput(f"{section}.{name} {value}, expected {allowed}")

@@ -138,6 +138,13 @@ def training_batches(
     ).prefetch(_PREFETCH_BATCHES)
 
 
+def batch_keys(split: Split, stream: Stream) -> list[str]:
+    """Keys of the images that a stream's first step sees."""
+    records = _endless(split, stream).batch(stream.batch_size, drop_remainder=True)
+    (serialised,) = records.take(1)
+    return [key.decode() for key in split.parse(serialised)["key"].numpy()]
+
+
 def _endless(split: Split, stream: Stream) -> tf.data.Dataset:
     """Serialised records from the first step on."""
     consumed = stream.first_step * stream.batch_size

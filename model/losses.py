@@ -1,5 +1,8 @@
-"""Masked sparse cross-entropy, summed; the caller divides by the global number of tokens."""
+"""What training minimises, summed; the caller divides by the global number of what counts."""
 
+from collections.abc import Sequence
+
+import keras
 import tensorflow as tf
 
 
@@ -28,3 +31,34 @@ def masked_cross_entropy(
         uniform = -tf.reduce_mean(tf.nn.log_softmax(logits), axis=-1)
         losses = (1.0 - label_smoothing) * losses + label_smoothing * uniform
     return tf.reduce_sum(losses * mask), tf.reduce_sum(mask)
+
+
+def doubly_stochastic_penalty(
+    weights: tf.Tensor, labels: tf.Tensor, pad_id: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Sum over captions of how unevenly each looked at its image (Xu et al. 2015, eq. 14).
+
+    Xu et al. want the attention that a cell gets to add up to 1 over a caption's T words. T words
+    have no more than T to give to P cells, so the target that can be reached is T/P.
+
+    Args:
+      weights: attention, float32 [M, T, P].
+      labels: int32 [M, T]; padding looks nowhere.
+      pad_id: padding's id.
+
+    Returns:
+      Sum over captions of Σ_p (T/P − Σ_t weights)², float32 []; number of captions, float32 [].
+    """
+    mask = tf.cast(labels != pad_id, weights.dtype)
+    attended = tf.einsum("mt,mtp->mp", mask, weights)
+    target = tf.reduce_sum(mask, axis=1, keepdims=True) / tf.cast(
+        tf.shape(weights)[2], weights.dtype
+    )
+    each = tf.reduce_sum(tf.square(attended - target), axis=1)
+    return tf.reduce_sum(each), tf.cast(tf.shape(labels)[0], weights.dtype)
+
+
+def l2_penalty(variables: Sequence[keras.Variable]) -> tf.Tensor:
+    """Half the sum of the squares of every weight matrix; biases are left alone."""
+    matrices = [tf.nn.l2_loss(variable.value) for variable in variables if len(variable.shape) > 1]
+    return tf.add_n(matrices)

@@ -1,10 +1,16 @@
 """The tf.distribute strategy that a name stands for."""
 
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import tensorflow as tf
 
-from model.errors import InvalidInput
+from model.errors import CheckFailed, InvalidInput
+
+# How TensorFlow names a process of a cluster in its errors.
+_TASK = re.compile(r"/job:(\w+)(?:/replica:\d+)?/task:(\d+)")
 
 
 def make_strategy(name: str) -> tf.distribute.Strategy:
@@ -45,3 +51,36 @@ def is_chief(resolver: tf.distribute.cluster_resolver.ClusterResolver | None) ->
     if "chief" in resolver.cluster_spec().as_dict():
         return bool(resolver.task_type == "chief")
     return bool(resolver.task_id == 0)
+
+
+@contextmanager
+def all_must_answer(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Say which process of a cluster was lost, where TensorFlow says that a collective failed.
+
+    Raises:
+      CheckFailed: a process died or cannot be reached.
+    """
+    try:
+        yield
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.InternalError) as error:
+        lost = _others_named(str(error), strategy.cluster_resolver)
+        if not lost:
+            raise
+        raise CheckFailed(
+            f"{' and '.join(lost)} no longer answers; look at what it said last, then start all "
+            "processes again: training goes on from the last checkpoint"
+        ) from error
+
+
+def _others_named(
+    message: str, resolver: tf.distribute.cluster_resolver.ClusterResolver | None
+) -> list[str]:
+    """Processes that an error names, this one left out, as "worker 1 (HOST:PORT)"."""
+    if resolver is None:
+        return []
+    cluster = resolver.cluster_spec()
+    here = (resolver.task_type, resolver.task_id)
+    named = {(kind, int(index)) for kind, index in _TASK.findall(message)} - {here}
+    return [
+        f"{kind} {index} ({cluster.task_address(kind, index)})" for kind, index in sorted(named)
+    ]

@@ -2,17 +2,19 @@
 
 Start again with the same command and it goes on where it stopped. MODEL_DIR keeps
 config.json, vocabulary.json, manifest.json, checkpoints/, best/ (by CIDEr of free-running
-captions of the validation split), TensorBoard events and history.jsonl.
+captions of the validation split), TensorBoard events and history.jsonl. SIGTERM ends it with a
+checkpoint of the step it is at.
 
   captionbeam train --records RECORDS --model_dir MODEL --epochs 30
+  captionbeam train --records RECORDS --model_dir MODEL --config grid14
   captionbeam train --records RECORDS --model_dir MODEL --steps 20000 --set dropout=0.3
 """
 
 import argparse
-from pathlib import Path
 
 from model.arguments import local_path, positive
 from model.config import Config, parse_setting
+from model.recipe import load_config, recipe_names
 from model.startup import import_tensorflow
 
 STRATEGIES = ("auto", "one", "mirrored", "multiworker")
@@ -20,9 +22,12 @@ STRATEGIES = ("auto", "one", "mirrored", "multiworker")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `captionbeam train`."""
+    recipes = ", ".join(recipe_names())
     parser.add_argument("--records", type=local_path, required=True, help="made by preprocess")
     parser.add_argument("--model_dir", type=local_path, required=True, help="what training keeps")
-    parser.add_argument("--config", type=Path, help="JSON of settings by section")
+    parser.add_argument(
+        "--config", metavar="RECIPE|FILE", help=f"{recipes}, or JSON of settings by section"
+    )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=positive, help="steps in all, resumed runs included")
     length.add_argument("--epochs", type=positive, help="passes over the training split")
@@ -38,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; returns the exit code."""
-    config = Config() if args.config is None else Config.load(args.config)
+    config = Config() if args.config is None else load_config(args.config)
     config = config.updated(parse_setting(text) for text in args.set)
     if args.epochs:
         config = config.updated([("training.epochs", args.epochs)])

@@ -10,24 +10,34 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from model import metrics
+from model.averages import WeightAverages
 from model.captioner import Captioner
 from model.checkpoints import Checkpoints, Progress, adopt_records, load_records
 from model.config import Config
-from model.dataset import TRAIN_SPLIT, Split, Stream, grid_statistics, training_batches
+from model.dataset import (
+    TRAIN_SPLIT,
+    Split,
+    Stream,
+    batch_keys,
+    grid_statistics,
+    training_batches,
+)
 from model.decoding import CaptionWriter
 from model.errors import CheckFailed, InvalidInput
 from model.history import History
-from model.losses import masked_cross_entropy
+from model.meter import Meter
 from model.progress import Progress as ProgressLine
-from model.schedules import learning_rate
-from model.strategies import is_chief
+from model.schedules import Schedule
+from model.stopping import on_sigterm
+from model.strategies import all_must_answer, is_chief
+from model.training_step import Fitted, Taken, TrainingStep
+from model.validation import cider, validation_split
 
 # Enough for the statistics of a channel over 49 cells an image.
 _STATISTICS_IMAGES = 2048
 _LOG_STEPS = 20
-
-Batch = dict[str, tf.Tensor]
+# A loss this many times that of a model that knows nothing, ln V, will not come back.
+_EXPLODED = 10.0
 
 
 @dataclass(frozen=True)
@@ -72,32 +82,29 @@ class Trainer:
         if self.is_chief:
             adopt_records(run.model_dir, run.records, manifest, run.config)
         self._train_split = Split(run.records, manifest, TRAIN_SPLIT)
-        self._validation_split = (
-            Split(run.records, manifest, settings.validation_split)
-            if settings.validation_split in manifest.splits
-            else None
-        )
-        if self._validation_split is not None and self._validation_split.num_images == 0:
-            raise InvalidInput(
-                f"validation split {settings.validation_split!r} has no images, expected at least "
-                "one; name another with --set validation_split=NAME"
-            )
+        self._validation_split = validation_split(run.records, manifest, settings)
         self._steps_per_epoch = math.ceil(
             max(self._train_split.num_images, 1) / settings.batch_size
         )
         self.total_steps = run.steps or settings.epochs * self._steps_per_epoch
         keras.utils.set_random_seed(settings.seed)
+        self.progress = Progress(self._vocabulary.digest, settings)
+        rate = Schedule(
+            settings, self.total_steps, self._steps_per_epoch, self.progress.plateau.scale
+        )
         with run.strategy.scope():
             self.captioner = Captioner(
                 run.config.decoder, len(self._vocabulary), manifest.grid_shape
             )
-            self.optimizer = keras.optimizers.Adam(learning_rate(settings, self.total_steps))
+            self.optimizer = keras.optimizers.Adam(rate)
             self.optimizer.build(self.captioner.trainable_variables)
-        self._history = History(run.model_dir)
-        self.progress = Progress(self._vocabulary.digest)
-        self._checkpoints = Checkpoints(
-            run.model_dir, self.captioner, self.optimizer, self.progress
+            self.averages = WeightAverages(self.captioner.trainable_variables, settings.ema_decay)
+        fitted = Fitted(self.captioner, self.optimizer, self.averages)
+        self._step = TrainingStep(
+            fitted, run.strategy, settings, self._vocabulary.pad_id, self._steps_per_epoch
         )
+        self._history = History(run.model_dir)
+        self._checkpoints = Checkpoints(run.model_dir, fitted, self.progress)
         self._writer = CaptionWriter(self.captioner, self._vocabulary, run.config.search)
 
     @property
@@ -108,45 +115,78 @@ class Trainer:
     def fit(self, log: Callable[[str], None] = print) -> None:
         """Train to the last step, validating and saving on the way.
 
+        SIGTERM ends it after the step it is at, with a checkpoint of that step.
+
         Args:
           log: takes one line for each validation.
 
         Raises:
-          CheckFailed: the loss is no longer finite; the last good checkpoint stays.
+          CheckFailed: the loss is no longer finite, or far above that of a model that knows
+            nothing, or a process of the cluster died; the last good checkpoint stays.
           InvalidInput: a damaged shard.
         """
+        with all_must_answer(self._strategy):
+            self._fit(log)
+
+    def _fit(self, log: Callable[[str], None]) -> None:
         step = self._restore(log)
         if step >= self.total_steps:
             log(f"nothing to do: step {step} of {self.total_steps} is taken")
             return
-        settings = self._run.config.training
-        validation_steps = settings.validation_steps or self._steps_per_epoch
         batches = self._batches(step)
-        # One trace for batches of any length.
-        take_step = tf.function(
-            self._distributed_step,
-            input_signature=[batches.element_spec, tf.TensorSpec([], tf.int32)],
-        )
-        stream = self._train_split.iterate(batches)
+        take = self._step.compiled(batches.element_spec)
+        stream, meter = self._train_split.iterate(batches), Meter()
+        before: Taken | None = None
         with (
             closing(ProgressLine("train", self.total_steps - step, "steps")) as line,
             self._events().as_default(),
+            on_sigterm() as asked,
         ):
             while step < self.total_steps:
-                loss = take_step(next(stream), tf.constant(step))
-                step += 1
-                last = step == self.total_steps
-                note = ""
-                if step % _LOG_STEPS == 0 or last:
-                    note = self._log(step, float(loss))
-                validates = step % validation_steps == 0 or last
-                if validates:
-                    self._check_finite(step, float(loss))
-                    self._validate(step, float(loss), log)
-                if validates or step % settings.checkpoint_steps == 0:
-                    self._check_finite(step, float(loss))
-                    self._save(step)
-                line.advance(note=note)
+                with meter.waiting():
+                    batch = next(stream)
+                taken = take(batch, tf.constant(step), tf.constant(int(bool(asked))))
+                meter.add(taken.captions)
+                # The step before: a GPU has work while that one is looked at. All processes
+                # learn in the same step that one of them is to stop.
+                stopping = before is not None and bool(before.stopping)
+                if before is not None:
+                    self._check_loss(step, float(before.loss))
+                step, before = step + 1, taken
+                line.advance(note=self._after(step, taken, meter, stopping, log))
+                if stopping and step < self.total_steps:
+                    log(f"stopped at step {step} of {self.total_steps}; the same command goes on")
+                    return
+
+    def _after(
+        self, step: int, taken: Taken, meter: Meter, stopping: bool, log: Callable[[str], None]
+    ) -> str:
+        """Log, validate and save where it is time to; returns the progress line's note."""
+        settings = self._run.config.training
+        last = step == self.total_steps
+        validates = last or step % (settings.validation_steps or self._steps_per_epoch) == 0
+        saves = validates or stopping or step % settings.checkpoint_steps == 0
+        note = ""
+        if validates or saves or step % _LOG_STEPS == 0:
+            self._check_loss(step, float(taken.loss))
+            numbers = self._numbers(taken, meter)
+            for name, value in numbers.items():
+                tf.summary.scalar(f"training/{name}", value, step=step)
+            note = f"loss {numbers['loss']:.3f}, {numbers['captions_per_s']:.0f} captions/s"
+            if validates:
+                better = self._validate({"step": step, **numbers}, log)
+                self.progress.plateau.validated(self._from_chief(better))
+        if saves:
+            self._save(step)
+        return note
+
+    def _numbers(self, taken: Taken, meter: Meter) -> dict[str, float]:
+        return {
+            "loss": float(taken.loss),
+            "gradient_norm": float(taken.gradient_norm),
+            "learning_rate": float(self.optimizer.learning_rate),
+            **meter.read(),
+        }
 
     def _restore(self, log: Callable[[str], None]) -> int:
         if self._checkpoints.restore(log):
@@ -166,102 +206,88 @@ class Trainer:
 
     def _check_same_step(self, step: int) -> None:
         """Every process must go on from the same checkpoint."""
-        if self._strategy.num_replicas_in_sync == 1:
-            return
-
-        @tf.function
-        def total() -> tf.Tensor:
-            here = self._strategy.run(lambda: tf.constant(step, tf.float32))
-            return self._strategy.reduce(tf.distribute.ReduceOp.SUM, here, axis=None)
-
-        if float(total()) != float(step) * self._strategy.num_replicas_in_sync:
+        if self._sum(float(step)) != float(step) * self._strategy.num_replicas_in_sync:
             raise InvalidInput(
                 f"{self._run.model_dir}: this process is at step {step}, others are not; "
                 "--model_dir must lie on a disk that all processes share"
             )
 
-    def _batches(self, step: int) -> tf.data.Dataset | tf.distribute.DistributedDataset:
-        settings = self._run.config.training
-        stream = Stream(settings.seed, settings.shuffle_buffer, settings.batch_size, step)
+    def _from_chief(self, truth: bool) -> bool:
+        """What the chief, which alone validates, knows; all processes must ask."""
+        return self._sum(float(truth and self.is_chief)) > 0
 
+    def _sum(self, value: float) -> float:
+        """Over all replicas of all processes, each with its process's value."""
+        if self._strategy.num_replicas_in_sync == 1:
+            return value
+
+        @tf.function
+        def total() -> tf.Tensor:
+            here = self._strategy.run(lambda: tf.constant(value, tf.float32))
+            return self._strategy.reduce(tf.distribute.ReduceOp.SUM, here, axis=None)
+
+        return float(total())
+
+    def _batches(self, step: int) -> tf.data.Dataset | tf.distribute.DistributedDataset:
         def pipeline(context: tf.distribute.InputContext | None = None) -> tf.data.Dataset:
-            return training_batches(self._train_split, self._vocabulary, stream, context)
+            return training_batches(
+                self._train_split, self._vocabulary, self._stream(step), context
+            )
 
         if self._strategy.num_replicas_in_sync == 1:
             return pipeline()
         return self._strategy.distribute_datasets_from_function(pipeline)
 
-    def _distributed_step(self, batch: Batch, step: tf.Tensor) -> tf.Tensor:
-        losses = self._strategy.run(self._replica_step, args=(batch, step))
-        return self._strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
-
-    def _replica_step(self, batch: Batch, step: tf.Tensor) -> tf.Tensor:
-        """One replica's share of the global mean loss; gradients are summed over replicas."""
-        context = tf.distribute.get_replica_context()
+    def _stream(self, first_step: int) -> Stream:
         settings = self._run.config.training
-        replica = tf.cast(context.replica_id_in_sync_group, tf.int32)
-        seed = tf.stack([settings.seed * context.num_replicas_in_sync + replica, step])
-        with tf.GradientTape() as tape:
-            logits, _ = self.captioner(
-                batch["grid"], batch["inputs"], batch["image_index"], dropout_seed=seed
-            )
-            total, count = masked_cross_entropy(
-                logits, batch["labels"], self._vocabulary.pad_id, settings.label_smoothing
-            )
-            loss = total / context.all_reduce(tf.distribute.ReduceOp.SUM, count)
-        variables = self.captioner.trainable_variables
-        gradients = [tf.convert_to_tensor(g) for g in tape.gradient(loss, variables)]
-        gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-        gradients, _ = tf.clip_by_global_norm(gradients, settings.clip_norm)
-        # Keras sums over replicas once more; each has the clipped global gradient already.
-        replicas = float(context.num_replicas_in_sync)
-        self.optimizer.apply([gradient / replicas for gradient in gradients], variables)
-        return loss
+        return Stream(settings.seed, settings.shuffle_buffer, settings.batch_size, first_step)
 
-    def _validate(self, step: int, loss: float, log: Callable[[str], None]) -> None:
-        """Keep the best weights by CIDEr of free-running captions, or the last without a split."""
+    def _validate(self, row: dict[str, Any], log: Callable[[str], None]) -> bool:
+        """Keep the best weights by CIDEr of free-running captions, or the last without a split.
+
+        Args:
+          row: step and numbers, for the history.
+          log: takes the row.
+
+        Returns:
+          Whether they are the best so far; False but in the chief.
+        """
         if not self.is_chief:
-            return
-        row: dict[str, Any] = {"step": step, "loss": loss}
+            return False
+        step = row["step"]
         score = float(step)
-        if self._validation_split is not None:
-            settings = self._run.config.training
-            predictions = list(
-                self._writer.predictions(
-                    self._validation_split, settings.batch_size, settings.validation_images
-                )
-            )
-            score = metrics.score(
-                {prediction.key: prediction.caption for prediction in predictions},
-                {prediction.key: prediction.references for prediction in predictions},
-            )["cider"]
-            row["val_cider"] = score
-            tf.summary.scalar("validation/cider", score, step=step)
-        if score > float(self.progress.best_score):
-            self.progress.best_score.assign(score)
-            self.progress.step.assign(step)
-            self._checkpoints.save_best(step)
-            row["best"] = True
+        with self.averages.applied():
+            if self._validation_split is not None:
+                settings = self._run.config.training
+                score = cider(self._writer, self._validation_split, settings)
+                row["val_cider"] = score
+                tf.summary.scalar("validation/cider", score, step=step)
+            better = score > float(self.progress.best_score)
+            if better:
+                self.progress.best_score.assign(score)
+                self.progress.step.assign(step)
+                self._checkpoints.save_best(step)
+                row["best"] = True
         self._history.append(row)
         log(", ".join(f"{name} {_short(value)}" for name, value in row.items()))
+        return better
 
     def _save(self, step: int) -> None:
         self.progress.step.assign(step)
         if self.is_chief:
             self._checkpoints.save(step)
 
-    def _log(self, step: int, loss: float) -> str:
-        self._check_finite(step, loss)
-        tf.summary.scalar("training/loss", loss, step=step)
-        tf.summary.scalar("training/learning_rate", self.optimizer.learning_rate, step=step)
-        return f"loss {loss:.3f}"
-
-    def _check_finite(self, step: int, loss: float) -> None:
-        if not math.isfinite(loss):
-            raise CheckFailed(
-                f"the loss is {loss} at step {step}; the checkpoint before it is kept, "
-                "start again with a lower training.learning_rate in another --model_dir"
-            )
+    def _check_loss(self, step: int, loss: float) -> None:
+        """Raise CheckFailed for a loss after which going on is of no use."""
+        most = _EXPLODED * math.log(len(self._vocabulary))
+        if math.isfinite(loss) and loss <= most:
+            return
+        keys = batch_keys(self._train_split, self._stream(step - 1))
+        raise CheckFailed(
+            f"the loss is {loss:g} at step {step}, expected at most {most:.3g}; the batch was "
+            f"{', '.join(keys)}; the checkpoint before it is kept, start again with a lower "
+            "training.learning_rate in another --model_dir"
+        )
 
     def _events(self) -> Any:
         if self.is_chief:

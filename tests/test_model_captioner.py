@@ -1,6 +1,8 @@
 """The decoder against a NumPy float64 reference written from the equations."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -168,7 +170,7 @@ def test_dropout_is_a_function_of_its_seed() -> None:
 
     def logits(seed: list[int] | None) -> np.ndarray:
         drawn = None if seed is None else tf.constant(seed)
-        return captioner(GRID, TOKENS, IMAGE_INDEX, dropout_seed=drawn)[0].numpy()
+        return captioner(GRID, TOKENS, IMAGE_INDEX, seed=drawn)[0].numpy()
 
     np.testing.assert_array_equal(logits([0, 7]), logits([0, 7]))
     np.testing.assert_array_equal(logits(None), logits(None))
@@ -196,3 +198,78 @@ def test_a_checkpoint_of_the_captioner_holds_every_weight(
     assert len(other.variables) == len(captioner.variables) > 20
     for one, two in zip(captioner.variables, other.variables, strict=True):
         np.testing.assert_array_equal(one.numpy(), two.numpy())
+
+
+@pytest.mark.parametrize("embedding_size", [5, CONFIG.hidden_size])
+def test_tied_output_has_the_embeddings_for_weights(embedding_size: int) -> None:
+    keras.utils.set_random_seed(3)
+    config = replace(CONFIG, embedding_size=embedding_size, tie_embeddings=True)
+    captioner = Captioner(config, VOCABULARY, (CELLS, FEATURES))
+    weights = {variable.path: variable for variable in captioner.variables}
+    assert not any(path.startswith("output/") for path in weights)
+    weights["tied_output/bias"].assign(np.arange(VOCABULARY))
+    state = np.random.default_rng(0).normal(size=(2, 3, CONFIG.hidden_size)).astype(np.float32)
+    projected = state
+    if embedding_size != CONFIG.hidden_size:
+        projected = state @ weights["projection/kernel"].numpy()
+    table = weights["embedding/embeddings"].numpy()
+    expected = projected @ table.T + np.arange(VOCABULARY)
+    np.testing.assert_allclose(captioner._logits(tf.constant(state)), expected, atol=1e-5)
+    unrolled, _ = captioner(GRID, TOKENS, IMAGE_INDEX)
+    memory = captioner.look(GRID).rows(IMAGE_INDEX)
+    first, _, _ = captioner.step(TOKENS[:, 0], captioner.initial_state(3), memory)
+    np.testing.assert_allclose(first, unrolled[:, 0], atol=1e-5)
+
+
+def sample_the_most_probable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        tf.random,
+        "stateless_categorical",
+        lambda logits, *_, **__: tf.argmax(logits, -1, tf.int32)[:, tf.newaxis],
+    )
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_sampled_words_are_what_the_model_says_of_the_words_before(
+    dropout: float, captioner: Captioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with the units dropped that the training pass drops."""
+    sample_the_most_probable(monkeypatch)
+    captioner.config = replace(CONFIG, dropout=dropout)
+    seed, share, read = tf.constant([0, 7]), tf.constant(1.0), []
+    sampled = captioner._partly_sampled
+
+    def note(*args: Any) -> tf.Tensor:
+        read.append(sampled(*args))
+        return read[-1]
+
+    monkeypatch.setattr(captioner, "_partly_sampled", note)
+    logits, _ = captioner(GRID, TOKENS, IMAGE_INDEX, seed=seed, sampling_share=share)
+    words = read[0].numpy()
+    np.testing.assert_array_equal(words[:, 0], TOKENS[:, 0])
+    np.testing.assert_array_equal(words[:, 1:], logits.numpy().argmax(-1)[:, :-1])
+    # Otherwise the captions happen to be the model's own.
+    assert (words[:, 1:] != TOKENS[:, 1:]).any()
+
+
+def test_a_share_of_the_words_is_sampled(captioner: Captioner) -> None:
+    tokens = np.full((200, 11), VOCABULARY - 1, np.int32)
+    rows = captioner.look(GRID).rows(tf.zeros([200], tf.int32))
+    # The model never says this word, so each that differs was drawn.
+    bias = next(v for v in captioner.variables if v.path == "output/bias")
+    bias.assign(tf.tensor_scatter_nd_update(bias.value, [[VOCABULARY - 1]], [-1e9]))
+
+    def partly(share: float, seed: int) -> np.ndarray:
+        drawn = captioner._partly_sampled(
+            tf.constant(tokens), rows, tf.constant([0, seed]), tf.constant(share)
+        )
+        return drawn.numpy()
+
+    differ = partly(0.3, 1) != tokens
+    assert not differ[:, 0].any()
+    assert differ[:, 1:].mean() == pytest.approx(0.3, abs=0.04)
+    np.testing.assert_array_equal(partly(0.3, 1), partly(0.3, 1))
+    assert (partly(0.3, 1) != partly(0.3, 2)).any()
+    np.testing.assert_array_equal(partly(0.0, 1), tokens)
+    # Words are drawn, not the most probable taken: equal rows get unequal words.
+    assert len({tuple(row) for row in partly(1.0, 1)}) > 100

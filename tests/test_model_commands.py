@@ -69,7 +69,7 @@ def test_evaluate_on_records_that_lost_a_shard(
         (("--steps", "0"), "argument --steps: got '0', expected an integer of at least 1"),
         (("--steps", "2", "--epochs", "2"), "not allowed with argument --steps"),
         (("--set", "dropout=7"), "decoder.dropout 7.0, expected 0.0 to 0.95"),
-        (("--config", "none.json"), "none.json: cannot be read"),
+        (("--config", "none.json"), "none.json: no such file, expected a JSON file of settings or"),
         (("--strategy", "tpu"), "invalid choice: 'tpu'"),
         (("--nonsense",), "unknown argument --nonsense"),
     ],

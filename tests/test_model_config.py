@@ -9,10 +9,13 @@ from model.errors import InvalidInput
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    config = Config().updated([("dropout", 0.25), ("training.seed", 7), ("beam_width", 5)])
+    config = Config().updated(
+        [("dropout", 0.25), ("training.seed", 7), ("beam_width", 5), ("tie_embeddings", True)]
+    )
     path = tmp_path / "config.json"
     path.write_text(config.to_json(), encoding="utf-8")
     assert Config.load(path) == config != Config()
+    assert config.decoder.tie_embeddings
     assert (config.decoder.dropout, config.training.seed, config.search.beam_width) == (0.25, 7, 5)
 
 
@@ -21,12 +24,17 @@ def test_round_trip(tmp_path: Path) -> None:
     [
         ("dropout=2", "decoder.dropout 2.0, expected 0.0 to 0.95"),
         ("learning_rate=NaN", "training.learning_rate nan, expected 1e-09 to 10.0"),
-        ("clip_norm=Infinity", "training.clip_norm inf, expected at least 1e-06"),
+        ("clip_norm=Infinity", "training.clip_norm inf, expected at least 0.0"),
+        ("tie_embeddings=1", "decoder.tie_embeddings 1, expected bool"),
+        ("ema_decay=1", "training.ema_decay 1.0, expected 0.0 to 0.99999"),
         ("num_layers=1", "decoder.num_layers 1, expected 2 to 16"),
         ("batch_size=0", "training.batch_size 0, expected at least 1"),
         ("batch_size=1.5", "training.batch_size 1.5, expected int"),
         ("seed=true", "training.seed True, expected int"),
-        ("schedule=linear", "training.schedule 'linear', expected one of constant, cosine"),
+        (
+            "schedule=linear",
+            "training.schedule 'linear', expected one of constant, cosine, step, plateau",
+        ),
         ("nonsense=1", "no setting 'nonsense', expected one of decoder."),
         ("dropout", "--set 'dropout', expected FIELD=VALUE"),
     ],

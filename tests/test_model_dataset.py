@@ -9,7 +9,14 @@ import pytest
 import tensorflow as tf
 
 from model.config import Config, TrainingConfig
-from model.dataset import Split, Stream, grid_statistics, images, training_batches
+from model.dataset import (
+    Split,
+    Stream,
+    batch_keys,
+    grid_statistics,
+    images,
+    training_batches,
+)
 from model.errors import InvalidInput
 from model.records import Manifest
 from model.trainer import Run, Trainer
@@ -198,3 +205,14 @@ def test_a_trainer_meets_a_flipped_byte(split: Split, tmp_path: Path) -> None:
         patch.setattr("model.trainer.grid_statistics", lambda *_: (np.zeros(8), np.ones(8)))
         with pytest.raises(InvalidInput, match="a shard of split 'train' is damaged; mend it with"):
             trainer.fit()
+
+
+def test_keys_are_those_of_the_batch_that_a_step_sees(split: Split) -> None:
+    keys = {
+        batch["captions"].to_list()[0][0].decode(): batch["key"].numpy()[0].decode()
+        for batch in images(split, 1)
+    }
+    order = first_captions(split, Stream(2, 4, 3), steps=5)
+    for step in range(5):
+        expected = [keys[caption] for caption in order[3 * step : 3 * step + 3]]
+        assert batch_keys(split, Stream(2, 4, 3, first_step=step)) == expected

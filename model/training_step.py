@@ -1,0 +1,143 @@
+"""One step of training, on every replica."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from model.averages import WeightAverages
+from model.captioner import Captioner
+from model.losses import doubly_stochastic_penalty, l2_penalty, masked_cross_entropy
+from model.schedules import sampling_share
+from model.training_config import TrainingConfig
+
+Batch = dict[str, tf.Tensor]
+
+
+class Taken(NamedTuple):
+    """What a step says of itself, over all replicas.
+
+    Attributes:
+      loss: what was minimised, penalties included, float32 [].
+      gradient_norm: global norm before clipping, float32 [].
+      captions: that were read, float32 [].
+      stopping: whether any process wants to stop, bool [].
+    """
+
+    loss: tf.Tensor
+    gradient_norm: tf.Tensor
+    captions: tf.Tensor
+    stopping: tf.Tensor
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a step changes.
+
+    Attributes:
+      captioner: its weights.
+      optimizer: its state.
+      averages: of the weights.
+    """
+
+    captioner: Captioner
+    optimizer: keras.optimizers.Optimizer
+    averages: WeightAverages
+
+
+class TrainingStep:
+    """Takes a batch, an int32 [] step (the first is 0) and whether to stop, int32 [].
+
+    Args:
+      fitted: what it changes.
+      strategy: of tf.distribute.
+      config: of the training.
+      pad_id: padding's id.
+      steps_per_epoch: of the schedules' epochs.
+    """
+
+    def __init__(
+        self,
+        fitted: Fitted,
+        strategy: tf.distribute.Strategy,
+        config: TrainingConfig,
+        pad_id: int,
+        steps_per_epoch: int,
+    ) -> None:
+        self._fitted, self._strategy, self._config = fitted, strategy, config
+        self._pad_id, self._steps_per_epoch = pad_id, steps_per_epoch
+
+    def compiled(self, batch_spec: object) -> Callable[[Batch, tf.Tensor, tf.Tensor], Taken]:
+        """One trace for batches of any length."""
+        number = tf.TensorSpec([], tf.int32)
+        return tf.function(self, input_signature=[batch_spec, number, number])
+
+    def __call__(self, batch: Batch, step: tf.Tensor, stop: tf.Tensor) -> Taken:
+        """Take a step on all replicas."""
+        taken = self._strategy.run(self._on_replica, args=(batch, step, stop))
+        self._fitted.averages.update(step)
+        total = tf.distribute.ReduceOp.SUM
+        loss = self._strategy.reduce(total, taken.loss, axis=None)
+        # The others are the same on every replica.
+        first = self._strategy.experimental_local_results
+        return Taken(loss, *(first(value)[0] for value in taken[1:]))
+
+    def _on_replica(self, batch: Batch, step: tf.Tensor, stop: tf.Tensor) -> Taken:
+        """One replica's share of the global mean loss; gradients are summed over replicas."""
+        context = tf.distribute.get_replica_context()
+        total = tf.distribute.ReduceOp.SUM
+        variables = self._fitted.captioner.trainable_variables
+        with tf.GradientTape() as tape:
+            loss, captions, stopping = self._loss(batch, step, stop)
+        gradients = [tf.convert_to_tensor(g) for g in tape.gradient(loss, variables)]
+        gradients, norm = self._clipped(context.all_reduce(total, gradients))
+        # Keras sums over replicas once more; each has the clipped global gradient already.
+        replicas = float(context.num_replicas_in_sync)
+        self._fitted.optimizer.apply([gradient / replicas for gradient in gradients], variables)
+        return Taken(loss, norm, captions, stopping)
+
+    def _loss(
+        self, batch: Batch, step: tf.Tensor, stop: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """This replica's share of the loss; captions of all replicas; whether any stops."""
+        config, context = self._config, tf.distribute.get_replica_context()
+        replicas = context.num_replicas_in_sync
+        replica = tf.cast(context.replica_id_in_sync_group, tf.int32)
+        sampled = None
+        if config.scheduled_sampling:
+            sampled = sampling_share(config, self._steps_per_epoch, step)
+        logits, weights = self._fitted.captioner(
+            batch["grid"],
+            batch["inputs"],
+            batch["image_index"],
+            seed=tf.stack([config.seed * replicas + replica, step]),
+            sampling_share=sampled,
+        )
+        labels = batch["labels"]
+        entropy, words = masked_cross_entropy(logits, labels, self._pad_id, config.label_smoothing)
+        penalty, captions = doubly_stochastic_penalty(weights, labels, self._pad_id)
+        # One meeting of the replicas for all that they count.
+        counts = tf.stack([words, captions, tf.cast(stop, tf.float32)])
+        words, captions, stops = tf.unstack(context.all_reduce(tf.distribute.ReduceOp.SUM, counts))
+        loss = entropy / words
+        if config.attention_penalty:
+            loss += config.attention_penalty * penalty / captions
+        if config.l2:
+            variables = self._fitted.captioner.trainable_variables
+            loss += config.l2 * l2_penalty(variables) / replicas
+        return loss, captions, stops > 0
+
+    def _clipped(self, gradients: list[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """Gradients clipped by value, then by norm; the norm before."""
+        config = self._config
+        norm = tf.linalg.global_norm(gradients)
+        if config.clip_value:
+            gradients = [
+                tf.clip_by_value(gradient, -config.clip_value, config.clip_value)
+                for gradient in gradients
+            ]
+        if config.clip_norm:
+            gradients, _ = tf.clip_by_global_norm(gradients, config.clip_norm)
+        return gradients, norm

@@ -1,0 +1,43 @@
+"""How good a captioner is while it is trained: CIDEr of free-running captions."""
+
+from pathlib import Path
+
+from model import metrics
+from model.dataset import Split
+from model.decoding import CaptionWriter
+from model.errors import InvalidInput
+from model.records import Manifest
+from model.training_config import TrainingConfig
+
+
+def validation_split(records: Path, manifest: Manifest, config: TrainingConfig) -> Split | None:
+    """The split that picks the best checkpoint; None where the records have none of that name.
+
+    Raises:
+      InvalidInput: it has no images.
+    """
+    name = config.validation_split
+    if name not in manifest.splits:
+        return None
+    split = Split(records, manifest, name)
+    if split.num_images == 0:
+        raise InvalidInput(
+            f"validation split {name!r} has no images, expected at least one; name another with "
+            "--set validation_split=NAME"
+        )
+    return split
+
+
+def cider(writer: CaptionWriter, split: Split, config: TrainingConfig) -> float:
+    """CIDEr-D of a split's captions, 0 to 10.
+
+    Args:
+      writer: of the captioner as it is now.
+      split: to caption.
+      config: batch size and number of images.
+    """
+    predictions = list(writer.predictions(split, config.batch_size, config.validation_images))
+    return metrics.score(
+        {prediction.key: prediction.caption for prediction in predictions},
+        {prediction.key: prediction.references for prediction in predictions},
+    )["cider"]
