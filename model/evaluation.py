@@ -1,12 +1,12 @@
 """Captions a split with a trained captioner and scores it as COCO does."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from model import metrics
 from model.checkpoints import load_trained
 from model.compatibility import check_fingerprint, check_same_grids
-from model.config import SearchConfig
 from model.dataset import Split
 from model.decoding import CaptionWriter, Prediction
 from model.errors import InvalidInput
@@ -41,7 +41,7 @@ def evaluate(records: Path, model_dir: Path, split: str, beam_width: int | None)
         raise InvalidInput(f"split {split!r} of {records} has no images, expected at least one")
     search = trained.config.search
     if beam_width is not None:
-        search = SearchConfig(beam_width, search.max_length)
+        search = replace(search, beam_width=beam_width)
     writer = CaptionWriter(trained.captioner, trained.vocabulary, search)
     predictions = list(writer.predictions(chosen, BATCH_SIZE))
     return {
