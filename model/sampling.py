@@ -35,7 +35,8 @@ class SamplingSettings(SearchSettings):
       temperature: divides the logits, 0.0001 to 100; towards 0 the sample becomes greedy.
       top_k: only that many most probable words are drawn; 0 is all.
       top_p: only the nucleus is drawn, the fewest words of at least this probability together
-        (Holtzman et al. 2020, section 3.1); above 0, 1 is all.
+        (Holtzman et al. 2020, section 3.1); above 0, 1 is all. Below 1 the words are sorted:
+        slow on a CPU, unless `top_k` leaves few.
     """
 
     temperature: float = 1.0

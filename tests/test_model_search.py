@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from model import search
+from model.search_rules import repeating_words
 from tests.search_fixtures import (
     CELLS,
     END,
@@ -21,6 +22,7 @@ from tests.search_fixtures import (
     assert_is,
     best_only,
     enumerate_all,
+    in_numpy,
     initial_state,
     make_model,
     make_settings,
@@ -39,7 +41,7 @@ def test_wide_beam_finds_every_caption_in_order(seed: int, end_bias: float) -> N
     table = make_model(seed, 2, end_bias)
     # 1 + 2 + 4 + 8 captions of at most three words: wide enough to lose none.
     settings = make_settings(width=15)
-    found = run(table, settings)
+    found = in_numpy(run(table, settings))
     for image in range(2):
         expected = enumerate_all(table[image], settings)
         assert len(expected) == 15
@@ -52,7 +54,7 @@ def test_wide_beam_finds_all_that_the_rules_allow_by_score(rules: dict[str, Any]
     table = make_model(21, 2, end_bias=-0.5)
     # 2^7 - 1 captions of at most six words.
     settings = make_settings(width=127, max_length=6, **rules)
-    found = run(table, settings)
+    found = in_numpy(run(table, settings))
     for image in range(2):
         expected = enumerate_all(table[image], settings)
         # Captions of the same transitions in another order tie: their rank is left open.
@@ -63,7 +65,7 @@ def test_wide_beam_finds_all_that_the_rules_allow_by_score(rules: dict[str, Any]
             assert_is(found, image, rank, truth[words], settings.length_penalty)
         best_first = [caption.score(settings.length_penalty) for caption in expected]
         np.testing.assert_allclose(found.score[image, : len(expected)], best_first, atol=1e-4)
-        assert (found.log_prob[image, len(expected) :].numpy() == -np.inf).all()
+        assert (found.log_prob[image, len(expected) :] == -np.inf).all()
 
 
 def test_the_rules_of_the_enumeration_bite() -> None:
@@ -139,11 +141,14 @@ def test_a_caption_does_not_depend_on_its_batch_mates(rules: dict[str, Any]) -> 
         np.testing.assert_allclose(alone.log_prob[0], together.log_prob[image], rtol=1e-6)
 
 
-@pytest.mark.parametrize("rules", all_rules(), ids=str)
-@pytest.mark.parametrize("width", [1, 4])
-def test_stopping_at_the_best_changes_nothing_of_it(width: int, rules: dict[str, Any]) -> None:
-    table = make_model(width, 8, end_bias=0.5)
-    settings = make_settings(width, max_length=6, **rules)
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("alpha", [0.0, 0.7, 2.0])
+@pytest.mark.parametrize("rules", [{}, {"min_length": 2, "block_ngrams": 2}], ids=str)
+def test_stopping_at_the_best_changes_nothing_of_it(
+    seed: int, alpha: float, rules: dict[str, Any]
+) -> None:
+    table = make_model(seed, 8, end_bias=0.5)
+    settings = make_settings(3, max_length=6, length_penalty=alpha, **rules)
     full, early = run(table, settings), run(table, best_only(settings))
     for name in OUTPUTS:
         np.testing.assert_array_equal(getattr(full, name)[:, 0], getattr(early, name)[:, 0])
@@ -162,14 +167,14 @@ def certain_after_a_first_word(end: float) -> np.ndarray:
 @pytest.mark.parametrize(
     ("end", "alpha", "steps", "length"),
     [
-        # log .7 = -.36 stays above (log .3 + … + log .05) / (11/6), but that is not known
-        # before the A-captions have come down: log .3 / (11/6) = -.66 is below at once.
+        # An end is worth log .7 = -.36; A may at most reach log .3 / (11/6) = -.66.
         (0.7, 1.0, 1, 0),
-        # Above log .45 = -.80, but not above what may come of it: it loses in the end.
+        # log .55 = -.60 is ahead of log .45 = -.80 for A, which may still reach -.44: the search
+        # goes on, and A comes to -2.2 in the end.
         (0.55, 1.0, 6, 0),
-        # log .55 = -.60 against (log .45 + …) / (11/6)^6, which wins.
+        # The same, but divided by (11/6)^6 = 38 A wins.
         (0.55, 6.0, 6, 5),
-        # No penalty, no way back.
+        # Nothing gains by its length.
         (0.55, 0.0, 1, 0),
     ],
 )
@@ -251,3 +256,12 @@ def test_a_graph_of_any_batch_finds_the_same(early: bool) -> None:
         np.testing.assert_array_equal(expected.tokens, found.tokens)
         for name in OUTPUTS[1:]:
             np.testing.assert_allclose(getattr(expected, name), getattr(found, name), rtol=1e-5)
+
+
+def test_ngrams_do_not_reach_over_the_first_word() -> None:
+    """Even where word 0, which fills the place before the first, is an ordinary word."""
+    tokens = tf.constant([[5, 0, 9, 9], [0, 0, 9, 9], [0, 5, 0, 9]])
+    found = repeating_words(tokens[:2], tf.constant(2), size=2, pad_id=9)
+    assert found.numpy().tolist() == [[9, 9, 9, 9], [9, 0, 9, 9]]
+    found = repeating_words(tokens[2:], tf.constant(3), size=2, pad_id=9)
+    assert found.numpy().tolist() == [[9, 5, 9, 9]]
