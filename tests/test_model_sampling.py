@@ -201,6 +201,16 @@ def test_no_word_without_mass_is_ever_drawn() -> None:
     assert sampling._invert(mass, uniform).numpy().tolist() == [1, 1, 3, 3]
 
 
+def test_an_unevenly_rounded_sum_draws_no_word_without_mass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a parallel sum may round, only that it is by much less."""
+    monkeypatch.setattr(tf, "cumsum", lambda *_, **__: tf.constant([[0.5, 0.6, 1.0, 1.1]]))
+    mass = tf.constant([[0.5, 0.0, 0.5, 0.0]])
+    drawn = [int(sampling._invert(mass, tf.constant([u]))[0]) for u in (0.4, 0.55, 0.999)]
+    assert drawn == [0, 2, 2]
+
+
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
