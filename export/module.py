@@ -7,8 +7,8 @@ import tensorflow as tf
 from model.checkpoints import Trained
 from model.decoding import search_captions
 from model.encoder import Encoder
+from model.hypotheses import Hypotheses
 from model.preprocessing import CHANNELS, Prepared, prepare
-from model.search import Hypotheses
 from model.tokeniser import CLITIC_PATTERN, CLITIC_REPLACEMENT
 from serving import contract
 

@@ -55,16 +55,26 @@ class SearchConfig(Section):
     Attributes:
       beam_width: hypotheses kept; 1 is greedy.
       max_length: T, most words of a caption.
+      length_penalty: alpha of Wu et al. 2016, eq. 14: captions are ranked by
+        log P / ((5 + words and `<end>`) / 6)^alpha; 0 ranks by log P alone.
+      min_length: fewest words of a caption that could go on.
+      block_ngrams: no n-gram of that many words is written twice in a caption; 0 allows all.
     """
 
     NAME: ClassVar[str] = "search"
 
     beam_width: int = 3
     max_length: int = 20
+    length_penalty: float = 0.0
+    min_length: int = 0
+    block_ngrams: int = 0
 
     def __post_init__(self) -> None:
         self.check_range("beam_width", 1, 64)
         self.check_range("max_length", 1, 256)
+        self.check_range("length_penalty", 0.0, 10.0)
+        self.check_range("min_length", 0, self.max_length)
+        self.check_range("block_ngrams", 0, 16)
 
 
 @dataclass(frozen=True)
@@ -106,13 +116,13 @@ class Config:
 
     def updated(self, changes: Iterable[tuple[str, Any]]) -> "Config":
         """A copy with fields changed; each named "section.field" or, alone, "field"."""
-        config = self
+        # A section changes at once: whether fields fit together must not depend on their order.
+        parts: dict[str, dict[str, Any]] = {}
         for name, value in changes:
             section, attribute = _locate(name)
-            typed = _typed(section, attribute, value)
-            part = replace(getattr(config, section), **{attribute: typed})
-            config = replace(config, **{section: part})
-        return config
+            parts.setdefault(section, {})[attribute] = _typed(section, attribute, value)
+        changed = {name: replace(getattr(self, name), **part) for name, part in parts.items()}
+        return replace(self, **changed)
 
 
 _SECTIONS: dict[str, type] = {

@@ -13,8 +13,9 @@ import tensorflow as tf
 
 from model.config import SearchConfig
 from model.dataset import Split, images
+from model.hypotheses import Hypotheses, SearchSettings
 from model.progress import Progress
-from model.search import Hypotheses, SearchSettings, beam
+from model.search import beam
 from model.vocabulary import Vocabulary
 
 
@@ -72,7 +73,7 @@ def search_captions(
     Args:
       captioner: the model.
       vocabulary: special ids.
-      config: width K and length T.
+      config: width K, length T and rules.
       grid: float16 [N, P, F], as records store it.
       best_only: the best caption of each image will do, which takes fewer steps.
 
@@ -87,6 +88,9 @@ def search_captions(
         pad_id=vocabulary.pad_id,
         blocked_ids=(vocabulary.unk_id,),
         best_only=best_only,
+        length_penalty=config.length_penalty,
+        min_length=config.min_length,
+        block_ngrams=config.block_ngrams,
     )
     batch = tf.shape(grid)[0]
     rows = tf.repeat(tf.range(batch), settings.width)

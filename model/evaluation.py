@@ -1,7 +1,7 @@
 """Captions a split with a trained captioner, or several together, and scores it as COCO does."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ def evaluate(
         "split": split,
         "images": len(predictions),
         "beam_width": search.beam_width,
+        "search": asdict(search),
         **_judge(predictions, records, manifest, vocabulary),
     }
 

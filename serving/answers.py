@@ -18,7 +18,7 @@ class CaptionResult:
 
     Attributes:
       caption: words joined by spaces.
-      log_prob: natural logarithm of its probability, as the beam search ranks it.
+      log_prob: natural logarithm of its probability.
       token_ids: vocabulary ids, `length` of them.
       length: number of tokens.
     """

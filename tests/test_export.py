@@ -70,9 +70,8 @@ def fixture_exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     )
     (model_dir / "manifest.json").write_text(manifest.to_json(), encoding="utf-8")
     vocabulary = Vocabulary.load(model_dir / "vocabulary.json")
-    config = Config().updated(
-        [("hidden_size", 16), ("embedding_size", 8), ("attention_size", 8), ("max_length", 6)]
-    )
+    sizes = [("hidden_size", 16), ("embedding_size", 8), ("attention_size", 8), ("max_length", 6)]
+    config = Config().updated([*sizes, ("block_ngrams", 1)])
     keras.utils.set_random_seed(1)
     captioner = Captioner(config.decoder, len(vocabulary), manifest.grid_shape)
     # Untrained weights say the same of every image; scaled up, they do not.
@@ -150,7 +149,8 @@ def test_captions_are_those_of_the_pieces(exported: Exported) -> None:
         tokens = found.tokens[0, 0].numpy()
         assert answer[contract.CAPTION][row].decode() == trained.vocabulary.decode(tokens)
         np.testing.assert_array_equal(answer[contract.TOKEN_IDS][row], tokens)
-        assert answer[contract.LENGTH][row] == (tokens != 0).sum()
+        length = answer[contract.LENGTH][row]
+        assert length == (tokens != 0).sum() == len(set(tokens[:length]))
         assert answer[contract.LOG_PROB][row] == pytest.approx(
             float(found.log_prob[0, 0]), rel=2e-3, abs=1e-3
         )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from model.config import Config, parse_setting
+from model.config import Config, SearchConfig, parse_setting
 from model.errors import InvalidInput
 
 
@@ -30,6 +30,9 @@ def test_round_trip(tmp_path: Path) -> None:
         ("num_layers=1", "decoder.num_layers 1, expected 2 to 16"),
         ("batch_size=0", "training.batch_size 0, expected at least 1"),
         ("batch_size=1.5", "training.batch_size 1.5, expected int"),
+        ("length_penalty=-1", "search.length_penalty -1.0, expected 0.0 to 10.0"),
+        ("min_length=21", "search.min_length 21, expected 0 to 20"),
+        ("block_ngrams=17", "search.block_ngrams 17, expected 0 to 16"),
         ("seed=true", "training.seed True, expected int"),
         (
             "schedule=linear",
@@ -60,6 +63,20 @@ def test_wrong_file(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InvalidInput, match=r"config\.json") as error:
         Config.load(path)
     assert message in str(error.value)
+
+
+def test_a_file_of_before_the_search_had_rules(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"search": {"beam_width": 2, "max_length": 9}}', encoding="utf-8")
+    assert Config.load(path).search == SearchConfig(2, 9, 0.0, 0, 0)
+
+
+def test_settings_that_limit_each_other_come_in_any_order() -> None:
+    changes = [("min_length", 30), ("max_length", 40)]
+    assert Config().updated(changes) == Config().updated(reversed(changes))
+    assert Config().updated(changes).search == SearchConfig(max_length=40, min_length=30)
+    with pytest.raises(InvalidInput, match=r"search\.min_length 30, expected 0 to 29"):
+        Config().updated(changes).updated([("max_length", 29)])
 
 
 def test_missing_file(tmp_path: Path) -> None:
