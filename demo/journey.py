@@ -97,8 +97,9 @@ class Journey:
         for split in (TRAIN, VAL):
             splits += ["--split", f"{split}={world.annotations(split)}:{world.images(split)}"]
         flags = ["--output", records, "--encoder_weights", _ENCODER_WEIGHTS]
+        flags += ["--min_word_count", 1, "--max_words", 16]
         drawn = self._images["draw"]
-        self._captionbeam("preprocess", *splits, *flags, "--min_word_count", 1, images=drawn)
+        self._captionbeam("preprocess", *splits, *flags, images=drawn)
         flags = ["--records", records, "--model_dir", model_dir]
         self._captionbeam("train", *flags, "--config", _RECIPE, "--steps", self._steps)
         config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))

@@ -19,7 +19,7 @@ from model.records import Manifest, parse
 from model.vocabulary import Vocabulary
 
 TRAIN_SPLIT = "train"
-_SHARDS_AT_ONCE = 8
+SHARDS_AT_ONCE = 8
 # Read ahead of the parser; a record is about 200 KB.
 _PREFETCH_BATCHES = 2
 # More than the blocks of any epoch, so that no two epochs share a draw.
@@ -172,7 +172,7 @@ def _epoch(files: list[str], stream: Stream, epoch: tf.Tensor) -> tf.data.Datase
 
     order = tf.random.experimental.stateless_shuffle(tf.constant(files), seed=draw(0))
     records = tf.data.Dataset.from_tensor_slices(order).interleave(
-        tf.data.TFRecordDataset, cycle_length=_SHARDS_AT_ONCE
+        tf.data.TFRecordDataset, cycle_length=SHARDS_AT_ONCE
     )
     return records.batch(stream.shuffle_buffer).enumerate().flat_map(permuted)
 

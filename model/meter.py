@@ -8,10 +8,10 @@ import tensorflow as tf
 
 
 class Meter:
-    """Captions and seconds since the last reading."""
+    """Captions and seconds since it was started."""
 
     def __init__(self) -> None:
-        self._begin()
+        self.restart()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -28,13 +28,12 @@ class Meter:
         """captions_per_s, and input_wait: the share of the time without a batch."""
         captions = sum(map(float, self._captions))
         elapsed_s = time.perf_counter() - self._started
-        read = {
+        return {
             "captions_per_s": captions / elapsed_s,
             "input_wait": self._waited_s / elapsed_s,
         }
-        self._begin()
-        return read
 
-    def _begin(self) -> None:
+    def restart(self) -> None:
+        """Count from now on."""
         self._captions: list[tf.Tensor] = []
         self._waited_s, self._started = 0.0, time.perf_counter()

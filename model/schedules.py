@@ -42,7 +42,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
 
     Args:
       config: rate, schedule and warm-up.
-      total_steps: the step at which a cosine ends.
+      total_steps: of which the last has the cosine's least rate.
       steps_per_epoch: of the step schedule's epochs.
       scale: factor of every step's rate, a plateau's.
     """
@@ -57,7 +57,8 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         # A run shorter than its warm-up still reaches its rate.
         self._warmup = min(config.warmup_steps, max(total_steps - 1, 0))
         self._peak, self._scale = config.learning_rate, scale
-        self._rate = _after_warmup(config, total_steps - self._warmup, steps_per_epoch)
+        last = total_steps - 1 - self._warmup
+        self._rate = _after_warmup(config, last, steps_per_epoch)
 
     def __call__(self, step: tf.Tensor | int) -> tf.Tensor:
         """The rate of a step, float32 []; the first is 0."""
@@ -70,12 +71,12 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def _after_warmup(
-    config: TrainingConfig, steps: int, steps_per_epoch: int
+    config: TrainingConfig, last: int, steps_per_epoch: int
 ) -> Callable[[tf.Tensor], tf.Tensor]:
     if config.schedule == COSINE:
         # A cosine over no steps stays where it starts; Keras wants at least one.
         return keras.optimizers.schedules.CosineDecay(
-            config.learning_rate, max(steps, 1), alpha=_COSINE_FLOOR
+            config.learning_rate, max(last, 1), alpha=_COSINE_FLOOR
         )
     if config.schedule == STEP:
         return keras.optimizers.schedules.ExponentialDecay(

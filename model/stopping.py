@@ -1,4 +1,4 @@
-"""Stopping a long run from outside: SIGTERM asks, the run finishes what it is at."""
+"""Stopping a long run from outside: SIGTERM asks, the run ends where it can go on later."""
 
 import signal
 import threading

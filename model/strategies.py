@@ -9,6 +9,13 @@ import tensorflow as tf
 
 from model.errors import CheckFailed, InvalidInput
 
+# What a collective raises when another process died, left or was started anew.
+_LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.InternalError,
+    tf.errors.FailedPreconditionError,
+)
 # How TensorFlow names a process of a cluster in its errors.
 _TASK = re.compile(r"/job:(\w+)(?:/replica:\d+)?/task:(\d+)")
 
@@ -62,7 +69,7 @@ def all_must_answer(strategy: tf.distribute.Strategy) -> Iterator[None]:
     """
     try:
         yield
-    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.InternalError) as error:
+    except _LOST as error:
         lost = _others_named(str(error), strategy.cluster_resolver)
         if not lost:
             raise
@@ -80,7 +87,9 @@ def _others_named(
         return []
     cluster = resolver.cluster_spec()
     here = (resolver.task_type, resolver.task_id)
-    named = {(kind, int(index)) for kind, index in _TASK.findall(message)} - {here}
+    named = {
+        (kind, int(index)) for kind, index in _TASK.findall(message) if kind in cluster.jobs
+    } - {here}
     return [
         f"{kind} {index} ({cluster.task_address(kind, index)})" for kind, index in sorted(named)
     ]

@@ -2,8 +2,8 @@
 
 Start again with the same command and it goes on where it stopped. MODEL_DIR keeps
 config.json, vocabulary.json, manifest.json, checkpoints/, best/ (by CIDEr of free-running
-captions of the validation split), TensorBoard events and history.jsonl. SIGTERM ends it with a
-checkpoint of the step it is at.
+captions of the validation split), TensorBoard events and history.jsonl. SIGTERM ends it within two
+steps, with a checkpoint.
 
   captionbeam train --records RECORDS --model_dir MODEL --epochs 30
   captionbeam train --records RECORDS --model_dir MODEL --config grid14
@@ -50,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
 
     import_tensorflow()
     from model.strategies import make_strategy
-    from model.trainer import Run, Trainer
+    from model.trainer import Run, train
 
     strategy = make_strategy(args.strategy)
-    Trainer(Run(args.records, args.model_dir, config, strategy, args.steps)).fit()
+    train(Run(args.records, args.model_dir, config, strategy, args.steps))
     return 0

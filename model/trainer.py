@@ -36,7 +36,7 @@ from model.validation import cider, validation_split
 # Enough for the statistics of a channel over 49 cells an image.
 _STATISTICS_IMAGES = 2048
 _LOG_STEPS = 20
-# A loss this many times that of a model that knows nothing, ln V, will not come back.
+# A cross-entropy this many times that of a model that knows nothing, ln V, will not come back.
 _EXPLODED = 10.0
 
 
@@ -89,14 +89,14 @@ class Trainer:
         self.total_steps = run.steps or settings.epochs * self._steps_per_epoch
         keras.utils.set_random_seed(settings.seed)
         self.progress = Progress(self._vocabulary.digest, settings)
-        rate = Schedule(
+        self._rate = Schedule(
             settings, self.total_steps, self._steps_per_epoch, self.progress.plateau.scale
         )
         with run.strategy.scope():
             self.captioner = Captioner(
                 run.config.decoder, len(self._vocabulary), manifest.grid_shape
             )
-            self.optimizer = keras.optimizers.Adam(rate)
+            self.optimizer = keras.optimizers.Adam(self._rate)
             self.optimizer.build(self.captioner.trainable_variables)
             self.averages = WeightAverages(self.captioner.trainable_variables, settings.ema_decay)
         fitted = Fitted(self.captioner, self.optimizer, self.averages)
@@ -115,20 +115,16 @@ class Trainer:
     def fit(self, log: Callable[[str], None] = print) -> None:
         """Train to the last step, validating and saving on the way.
 
-        SIGTERM ends it after the step it is at, with a checkpoint of that step.
+        SIGTERM ends it within two steps, with a checkpoint.
 
         Args:
           log: takes one line for each validation.
 
         Raises:
-          CheckFailed: the loss is no longer finite, or far above that of a model that knows
-            nothing, or a process of the cluster died; the last good checkpoint stays.
+          CheckFailed: loss or gradient is no longer finite, or the cross-entropy far above that of
+            a model that knows nothing; the last checkpoint before it stays.
           InvalidInput: a damaged shard.
         """
-        with all_must_answer(self._strategy):
-            self._fit(log)
-
-    def _fit(self, log: Callable[[str], None]) -> None:
         step = self._restore(log)
         if step >= self.total_steps:
             log(f"nothing to do: step {step} of {self.total_steps} is taken")
@@ -151,7 +147,7 @@ class Trainer:
                 # learn in the same step that one of them is to stop.
                 stopping = before is not None and bool(before.stopping)
                 if before is not None:
-                    self._check_loss(step, float(before.loss))
+                    self._check(step, before)
                 step, before = step + 1, taken
                 line.advance(note=self._after(step, taken, meter, stopping, log))
                 if stopping and step < self.total_steps:
@@ -168,8 +164,8 @@ class Trainer:
         saves = validates or stopping or step % settings.checkpoint_steps == 0
         note = ""
         if validates or saves or step % _LOG_STEPS == 0:
-            self._check_loss(step, float(taken.loss))
-            numbers = self._numbers(taken, meter)
+            self._check(step, taken)
+            numbers = self._numbers(step, taken) | meter.read()
             for name, value in numbers.items():
                 tf.summary.scalar(f"training/{name}", value, step=step)
             note = f"loss {numbers['loss']:.3f}, {numbers['captions_per_s']:.0f} captions/s"
@@ -178,14 +174,18 @@ class Trainer:
                 self.progress.plateau.validated(self._from_chief(better))
         if saves:
             self._save(step)
+        if note:
+            # Validating and saving are no part of the speed.
+            meter.restart()
         return note
 
-    def _numbers(self, taken: Taken, meter: Meter) -> dict[str, float]:
+    def _numbers(self, step: int, taken: Taken) -> dict[str, float]:
         return {
             "loss": float(taken.loss),
+            "cross_entropy": float(taken.cross_entropy),
             "gradient_norm": float(taken.gradient_norm),
-            "learning_rate": float(self.optimizer.learning_rate),
-            **meter.read(),
+            # The rate that this step took, not the next one's.
+            "learning_rate": float(self._rate(step - 1)),
         }
 
     def _restore(self, log: Callable[[str], None]) -> int:
@@ -277,16 +277,18 @@ class Trainer:
         if self.is_chief:
             self._checkpoints.save(step)
 
-    def _check_loss(self, step: int, loss: float) -> None:
-        """Raise CheckFailed for a loss after which going on is of no use."""
+    def _check(self, step: int, taken: Taken) -> None:
+        """Raise CheckFailed after a step that leaves nothing to go on with."""
         most = _EXPLODED * math.log(len(self._vocabulary))
-        if math.isfinite(loss) and loss <= most:
+        loss, norm = float(taken.loss), float(taken.gradient_norm)
+        if math.isfinite(loss) and math.isfinite(norm) and float(taken.cross_entropy) <= most:
             return
         keys = batch_keys(self._train_split, self._stream(step - 1))
         raise CheckFailed(
-            f"the loss is {loss:g} at step {step}, expected at most {most:.3g}; the batch was "
-            f"{', '.join(keys)}; the checkpoint before it is kept, start again with a lower "
-            "training.learning_rate in another --model_dir"
+            f"the loss is {loss:g} at step {step}, its cross-entropy "
+            f"{float(taken.cross_entropy):g}, expected at most {most:.3g}, and its gradient's norm "
+            f"{norm:g}; the batch was {', '.join(keys)}; the checkpoint before it is kept, start "
+            "again with a lower training.learning_rate in another --model_dir"
         )
 
     def _events(self) -> Any:
@@ -297,3 +299,15 @@ class Trainer:
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def train(run: Run, log: Callable[[str], None] = print) -> Trainer:
+    """Make a Trainer and `fit`.
+
+    Raises:
+      CheckFailed: as `fit`, or a process of the cluster died or left.
+    """
+    with all_must_answer(run.strategy):
+        trainer = Trainer(run)
+        trainer.fit(log)
+    return trainer

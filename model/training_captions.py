@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from model.dataset import TRAIN_SPLIT, Split
+from model.dataset import SHARDS_AT_ONCE, TRAIN_SPLIT, Split
 from model.errors import InvalidInput
 from model.progress import Progress
 from model.records import Manifest, parse_tokens
 from model.vocabulary import Vocabulary
 
-_SHARDS_AT_ONCE = 8
 # A record is about 200 KB, most of it the grid, which is read and thrown away.
 _BATCH_SIZE = 64
 _ID_DTYPE = np.int32
@@ -55,7 +54,7 @@ class TrainingCaptions:
 def _read(split: Split) -> set[bytes]:
     """The bytes of every caption's ids."""
     captions: set[bytes] = set()
-    records = tf.data.TFRecordDataset(split.files, num_parallel_reads=_SHARDS_AT_ONCE)
+    records = tf.data.TFRecordDataset(split.files, num_parallel_reads=SHARDS_AT_ONCE)
     batches = records.batch(_BATCH_SIZE).map(parse_tokens).prefetch(1)
     with closing(Progress("training captions", split.num_images, "images")) as line:
         for batch in split.iterate(batches):

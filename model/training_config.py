@@ -83,7 +83,7 @@ class TrainingConfig(Section):
         self.check_range("attention_penalty", 0.0)
         self.check_range("l2", 0.0)
         self.check_range("ema_decay", 0.0, 0.99999)
-        self.check_range("seed", 0)
+        self.check_range("seed", 0, 1_000_000)
         self.check_range("shuffle_buffer", 1)
         self.check_range("checkpoint_steps", 1)
         self.check_range("validation_steps", 0)

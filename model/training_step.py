@@ -21,12 +21,14 @@ class Taken(NamedTuple):
 
     Attributes:
       loss: what was minimised, penalties included, float32 [].
+      cross_entropy: the loss without penalties, nats a word, float32 [].
       gradient_norm: global norm before clipping, float32 [].
       captions: that were read, float32 [].
       stopping: whether any process wants to stop, bool [].
     """
 
     loss: tf.Tensor
+    cross_entropy: tf.Tensor
     gradient_norm: tf.Tensor
     captions: tf.Tensor
     stopping: tf.Tensor
@@ -78,11 +80,10 @@ class TrainingStep:
         """Take a step on all replicas."""
         taken = self._strategy.run(self._on_replica, args=(batch, step, stop))
         self._fitted.averages.update(step)
-        total = tf.distribute.ReduceOp.SUM
-        loss = self._strategy.reduce(total, taken.loss, axis=None)
+        total, first = tf.distribute.ReduceOp.SUM, self._strategy.experimental_local_results
+        shares = (self._strategy.reduce(total, share, axis=None) for share in taken[:2])
         # The others are the same on every replica.
-        first = self._strategy.experimental_local_results
-        return Taken(loss, *(first(value)[0] for value in taken[1:]))
+        return Taken(*shares, *(first(value)[0] for value in taken[2:]))
 
     def _on_replica(self, batch: Batch, step: tf.Tensor, stop: tf.Tensor) -> Taken:
         """One replica's share of the global mean loss; gradients are summed over replicas."""
@@ -90,18 +91,18 @@ class TrainingStep:
         total = tf.distribute.ReduceOp.SUM
         variables = self._fitted.captioner.trainable_variables
         with tf.GradientTape() as tape:
-            loss, captions, stopping = self._loss(batch, step, stop)
+            loss, cross_entropy, captions, stopping = self._loss(batch, step, stop)
         gradients = [tf.convert_to_tensor(g) for g in tape.gradient(loss, variables)]
         gradients, norm = self._clipped(context.all_reduce(total, gradients))
         # Keras sums over replicas once more; each has the clipped global gradient already.
         replicas = float(context.num_replicas_in_sync)
         self._fitted.optimizer.apply([gradient / replicas for gradient in gradients], variables)
-        return Taken(loss, norm, captions, stopping)
+        return Taken(loss, cross_entropy, norm, captions, stopping)
 
     def _loss(
         self, batch: Batch, step: tf.Tensor, stop: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """This replica's share of the loss; captions of all replicas; whether any stops."""
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """This replica's share of loss and cross-entropy; all captions; whether any stops."""
         config, context = self._config, tf.distribute.get_replica_context()
         replicas = context.num_replicas_in_sync
         replica = tf.cast(context.replica_id_in_sync_group, tf.int32)
@@ -112,7 +113,7 @@ class TrainingStep:
             batch["grid"],
             batch["inputs"],
             batch["image_index"],
-            seed=tf.stack([config.seed * replicas + replica, step]),
+            seed=replica_seed(config.seed, replica, replicas, step),
             sampling_share=sampled,
         )
         labels = batch["labels"]
@@ -121,13 +122,13 @@ class TrainingStep:
         # One meeting of the replicas for all that they count.
         counts = tf.stack([words, captions, tf.cast(stop, tf.float32)])
         words, captions, stops = tf.unstack(context.all_reduce(tf.distribute.ReduceOp.SUM, counts))
-        loss = entropy / words
+        loss = cross_entropy = entropy / words
         if config.attention_penalty:
             loss += config.attention_penalty * penalty / captions
         if config.l2:
             variables = self._fitted.captioner.trainable_variables
             loss += config.l2 * l2_penalty(variables) / replicas
-        return loss, captions, stops > 0
+        return loss, cross_entropy, captions, stops > 0
 
     def _clipped(self, gradients: list[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
         """Gradients clipped by value, then by norm; the norm before."""
@@ -141,3 +142,8 @@ class TrainingStep:
         if config.clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, config.clip_norm)
         return gradients, norm
+
+
+def replica_seed(seed: int, replica: tf.Tensor, replicas: int, step: tf.Tensor) -> tf.Tensor:
+    """What a replica draws with in a step, int32 [2]; no two replicas, seeds or steps share it."""
+    return tf.stack([seed * replicas + replica, step])

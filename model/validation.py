@@ -7,17 +7,22 @@ from model.dataset import Split
 from model.decoding import CaptionWriter
 from model.errors import InvalidInput
 from model.records import Manifest
-from model.training_config import TrainingConfig
+from model.training_config import PLATEAU, TrainingConfig
 
 
 def validation_split(records: Path, manifest: Manifest, config: TrainingConfig) -> Split | None:
     """The split that picks the best checkpoint; None where the records have none of that name.
 
     Raises:
-      InvalidInput: it has no images.
+      InvalidInput: it has no images, or there is none and the learning rate waits for its scores.
     """
     name = config.validation_split
     if name not in manifest.splits:
+        if config.schedule == PLATEAU:
+            raise InvalidInput(
+                f"training.schedule {PLATEAU} without a split {name!r}, expected one to validate; "
+                "name another with --set validation_split=NAME, or take another schedule"
+            )
         return None
     split = Split(records, manifest, name)
     if split.num_images == 0:

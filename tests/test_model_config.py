@@ -33,6 +33,7 @@ def test_round_trip(tmp_path: Path) -> None:
         ("length_penalty=-1", "search.length_penalty -1.0, expected 0.0 to 10.0"),
         ("min_length=21", "search.min_length 21, expected 0 to 20"),
         ("block_ngrams=17", "search.block_ngrams 17, expected 0 to 16"),
+        ("seed=3000000000", "training.seed 3000000000, expected 0 to 1000000"),
         ("seed=true", "training.seed True, expected int"),
         (
             "schedule=linear",

@@ -24,6 +24,7 @@ from model.search import Hypotheses
 from model.vocabulary import Vocabulary
 from tests import tiny
 from tests.model_fixtures import edit_manifest, make_model, make_models
+from tests.search_fixtures import log_softmax
 from tests.test_model_commands import one_line
 
 MAX_LENGTH = 6
@@ -54,11 +55,6 @@ def fixture_grid(root: Path) -> tf.Tensor:
 
 def search(model: WordModel, grid: tf.Tensor, width: int) -> Hypotheses:
     return search_captions(model, VOCABULARY, SearchConfig(width, MAX_LENGTH), grid)
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits.astype(np.float64) - logits.max()
-    return shifted - np.log(np.exp(shifted).sum())
 
 
 class Reference:

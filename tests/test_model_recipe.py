@@ -54,7 +54,7 @@ def test_records_and_search_go_with_the_training(name: str) -> None:
     flags = [f"--{flag}={value}" for flag, value in recipe.preprocess.items()]
     args = parser.parse_args(["--split", "train=a.json:images", "--output", "records", *flags])
     # A caption that was cut at another length teaches an end that is never reached.
-    assert recipe.config.search.max_length >= recipe.preprocess.get("max_words", 0)
+    assert recipe.config.search.max_length >= args.max_words
     for flag, value in recipe.preprocess.items():
         assert getattr(args, flag) == value
 

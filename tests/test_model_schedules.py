@@ -25,8 +25,8 @@ def test_warm_up_is_linear_and_ends_at_the_rate() -> None:
 
 
 def test_cosine_falls_to_a_hundredth_at_the_last_step() -> None:
-    found = rates(20, 60, 100, 500, schedule="cosine", warmup_steps=20)
-    middle = RATE * (0.01 + 0.99 * (1 + math.cos(math.pi / 2)) / 2)
+    found = rates(20, 60, TOTAL - 1, 500, schedule="cosine", warmup_steps=20)
+    middle = RATE * (0.01 + 0.99 * (1 + math.cos(math.pi * 40 / 79)) / 2)
     assert found == pytest.approx([RATE, middle, RATE / 100, RATE / 100])
 
 
