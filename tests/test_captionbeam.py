@@ -133,7 +133,7 @@ def test_unusable_input_is_one_line_without_traceback(tmp_path: Path) -> None:
     finished = cli("train", "--records", "R", "--model_dir", "M", "--config", str(missing))
     assert finished.returncode == 2
     assert finished.stderr.count("\n") == 1
-    assert finished.stderr.startswith(f"captionbeam train: {missing}: ")
+    assert finished.stderr.startswith(f"captionbeam train: --config {missing}: ")
 
 
 def test_a_stage_decides_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,7 @@ def terminate_after_saving(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(Checkpoints, "save", saved)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_where_it_is_and_the_same_command_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

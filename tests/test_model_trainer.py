@@ -37,6 +37,7 @@ def event_tags(run: Run) -> set[str]:
     return set(events.Tags()["tensors"])
 
 
+@pytest.mark.slow
 def test_memorises_and_keeps_the_best(tmp_path: Path) -> None:
     run = make_run(tmp_path, "model", 120, ("dropout", 0.0), ("validation_steps", 60))
     Trainer(run).fit(silent)
@@ -108,6 +109,7 @@ def test_gradients_are_clipped_by_value_then_by_norm(tmp_path: Path) -> None:
     np.testing.assert_allclose(clipped[1], [0.1 * scale], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_best_are_the_averages_and_training_goes_on_with_the_weights(tmp_path: Path) -> None:
     plain = Trainer(make_run(tmp_path, "plain", 8, ("validation_split", "none")))
     plain.fit(silent)
@@ -128,7 +130,7 @@ def test_a_plateau_lowers_the_rate_of_the_steps_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     validate_as(monkeypatch, 3.0, 2.0, 2.5, 4.0)
-    changes = (("schedule", "plateau"), ("patience", 1), ("decay_rate", 0.5))
+    changes = (("schedule", "plateau"), ("patience", 1), ("decay_rate", 0.5), ("warmup_steps", 0))
     run = make_run(tmp_path, "model", 8, *changes, ("validation_steps", 2))
     Trainer(run).fit(silent)
     rate = run.config.training.learning_rate
@@ -145,6 +147,7 @@ def test_best_is_the_highest_score_not_the_last(
     assert load_trained(run.model_dir).step == 4
 
 
+@pytest.mark.slow
 def test_validation_scores_are_those_of_free_running_captions(tmp_path: Path) -> None:
     run = make_run(tmp_path, "model", 40, ("validation_steps", 40), ("dropout", 0.0))
     Trainer(run).fit(silent)
