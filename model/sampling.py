@@ -20,7 +20,7 @@ from model.hypotheses import (
     collect,
     write_until,
 )
-from model.search_rules import allowed, penalised, written_length
+from model.search_rules import allowed, scores
 
 _TEMPERATURES = (1e-4, 100.0)
 
@@ -83,7 +83,7 @@ def sample(
         begin(state, cells, tf.zeros([batch, settings.width]), settings),
         settings,
     )
-    return collect(end, penalised(end.log_prob, written_length(end, settings), settings), settings)
+    return collect(end, scores(end, settings), settings)
 
 
 def _advance(

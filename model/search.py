@@ -20,7 +20,7 @@ from model.hypotheses import (
     collect,
     write_until,
 )
-from model.search_rules import NEVER, allowed, penalised, written_length
+from model.search_rules import NEVER, allowed, penalised, scores, written_length
 
 
 def beam(
@@ -46,7 +46,7 @@ def beam(
         begin(state, cells, tf.tile(first[tf.newaxis], [batch, 1]), settings),
         settings,
     )
-    return collect(end, _scores(end, settings), settings)
+    return collect(end, scores(end, settings), settings)
 
 
 def greedy(
@@ -54,10 +54,6 @@ def greedy(
 ) -> Hypotheses:
     """The most probable word at each step: a beam of one."""
     return beam(step, state, batch, cells, replace(settings, width=1))
-
-
-def _scores(drafts: Drafts, settings: SearchSettings) -> tf.Tensor:
-    return penalised(drafts.log_prob, written_length(drafts, settings), settings)
 
 
 def _decided(drafts: Drafts, settings: SearchSettings) -> tf.Tensor:
@@ -72,7 +68,7 @@ def _decided(drafts: Drafts, settings: SearchSettings) -> tf.Tensor:
     if settings.length_penalty == 0.0:
         return drafts.finished[:, :1]
     bound = penalised(drafts.log_prob, settings.max_length + 1, settings)
-    best = tf.where(drafts.finished, _scores(drafts, settings), NEVER)
+    best = tf.where(drafts.finished, scores(drafts, settings), NEVER)
     rival = tf.where(drafts.finished, NEVER, bound)
     return tf.reduce_max(best, axis=1, keepdims=True) > tf.reduce_max(rival, axis=1, keepdims=True)
 

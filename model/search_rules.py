@@ -49,6 +49,11 @@ def written_length(drafts: Drafts, settings: SearchSettings) -> tf.Tensor:
     return tf.reduce_sum(tf.cast(drafts.tokens != settings.pad_id, tf.int32), axis=-1)
 
 
+def scores(drafts: Drafts, settings: SearchSettings) -> tf.Tensor:
+    """What the drafts would score as captions if they ended here, float32 [N, K]."""
+    return penalised(drafts.log_prob, written_length(drafts, settings), settings)
+
+
 def repeating_words(tokens: tf.Tensor, time: tf.Tensor, size: int, pad_id: int) -> tf.Tensor:
     """The words that would make the last `size` words an n-gram that is there already.
 
