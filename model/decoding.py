@@ -3,7 +3,7 @@
 Validation, evaluation and the exported graph all decode through `search_captions`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -58,6 +58,14 @@ class Prediction:
     references: tuple[str, ...]
     tokens: tuple[int, ...]
     attention_entropy: float | None
+
+
+def by_key(
+    predictions: Sequence[Prediction],
+) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+    """Captions and references by the key of their image, as metrics take them."""
+    captions = {prediction.key: prediction.caption for prediction in predictions}
+    return captions, {prediction.key: prediction.references for prediction in predictions}
 
 
 def search_captions(

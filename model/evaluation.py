@@ -10,7 +10,7 @@ from model.caption_statistics import caption_rows, summarise
 from model.checkpoints import Trained, load_trained
 from model.compatibility import check_ensemble, check_fingerprint, check_same_grids
 from model.dataset import Split
-from model.decoding import CaptionWriter, Prediction, WordModel
+from model.decoding import CaptionWriter, Prediction, WordModel, by_key
 from model.ensemble import Ensemble
 from model.errors import InvalidInput
 from model.records import Manifest
@@ -77,10 +77,7 @@ def _judge(
     predictions: list[Prediction], records: Path, manifest: Manifest, vocabulary: Vocabulary
 ) -> dict[str, Any]:
     """Scores, what is missing and why, the summary and a row an image."""
-    scores = metrics.score_all(
-        {prediction.key: prediction.caption for prediction in predictions},
-        {prediction.key: prediction.references for prediction in predictions},
-    )
+    scores = metrics.score_all(*by_key(predictions))
     is_seen: Callable[[Sequence[int]], bool] | None = None
     missing = scores.missing
     try:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from model import metrics
 from model.dataset import Split
-from model.decoding import CaptionWriter
+from model.decoding import CaptionWriter, by_key
 from model.errors import InvalidInput
 from model.records import Manifest
 from model.training_config import PLATEAU, TrainingConfig
@@ -42,7 +42,4 @@ def cider(writer: CaptionWriter, split: Split, config: TrainingConfig) -> float:
       config: batch size and number of images.
     """
     predictions = list(writer.predictions(split, config.batch_size, config.validation_images))
-    return metrics.score(
-        {prediction.key: prediction.caption for prediction in predictions},
-        {prediction.key: prediction.references for prediction in predictions},
-    )["cider"]
+    return metrics.score(*by_key(predictions))["cider"]
