@@ -25,6 +25,11 @@ class WeightAverages(tf.Module):
             tf.Variable(weight, trainable=False, name="average") for weight in self._weights
         ]
 
+    def restart(self) -> None:
+        """Forget what was averaged: the averages are the weights as they are now."""
+        for average, weight in zip(self._averages, self._weights, strict=True):
+            average.assign(weight)
+
     def update(self, step: tf.Tensor) -> None:
         """Take in the weights after a step; called outside of the replicas.
 

@@ -8,6 +8,7 @@ steps, with a checkpoint.
   captionbeam train --records RECORDS --model_dir MODEL --epochs 30
   captionbeam train --records RECORDS --model_dir MODEL --config grid14
   captionbeam train --records RECORDS --model_dir MODEL --steps 20000 --set dropout=0.3
+  captionbeam train --records RECORDS --model_dir NEXT --init_from MODEL --set learning_rate=1e-4
 """
 
 import argparse
@@ -27,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model_dir", type=local_path, required=True, help="what training keeps")
     parser.add_argument(
         "--config", metavar="RECIPE|FILE", help=f"{recipes}, or JSON of settings by section"
+    )
+    parser.add_argument(
+        "--init_from",
+        metavar="MODEL_DIR",
+        type=local_path,
+        help="begin with the best weights of an earlier run; a run that goes on keeps its own",
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=positive, help="steps in all, resumed runs included")
@@ -53,5 +60,5 @@ def run(args: argparse.Namespace) -> int:
     from model.trainer import Run, train
 
     strategy = make_strategy(args.strategy)
-    train(Run(args.records, args.model_dir, config, strategy, args.steps))
+    train(Run(args.records, args.model_dir, config, strategy, args.steps, args.init_from))
     return 0

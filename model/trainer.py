@@ -25,6 +25,7 @@ from model.dataset import (
 from model.decoding import CaptionWriter
 from model.errors import CheckFailed, InvalidInput
 from model.history import History
+from model.initial_weights import begin_with
 from model.meter import Meter
 from model.progress import Progress as ProgressLine
 from model.schedules import Schedule
@@ -50,6 +51,8 @@ class Run:
       config: settings.
       strategy: of tf.distribute.
       steps: in all, over every resumed run; None is config.training.epochs.
+      init_from: MODEL_DIR of an earlier run, whose best weights this one begins with; None is
+        new weights. A run that goes on does not look at it.
     """
 
     records: Path
@@ -57,6 +60,7 @@ class Run:
     config: Config
     strategy: tf.distribute.Strategy
     steps: int | None = None
+    init_from: Path | None = None
 
 
 class Trainer:
@@ -138,6 +142,9 @@ class Trainer:
             self._events().as_default(),
             on_sigterm() as asked,
         ):
+            if step == 0 and self._run.init_from is not None:
+                # What it began with stays the best until training has found better.
+                self._validate({"step": 0}, log)
             while step < self.total_steps:
                 with meter.waiting():
                     batch = next(stream)
@@ -196,13 +203,25 @@ class Trainer:
         else:
             step = 0
             self._check_same_step(step)
+            if self.is_chief:
+                self._history.keep_until(-1)
+            self._begin()
+            return step
+        if self.is_chief:
+            self._history.keep_until(step)
+        return step
+
+    def _begin(self) -> None:
+        """Make ready what the first step changes."""
+        if self._run.init_from is None:
             mean, variance = grid_statistics(
                 self._train_split, self._run.config.training.batch_size, _STATISTICS_IMAGES
             )
             self.captioner.set_grid_statistics(mean, variance)
-        if self.is_chief:
-            self._history.keep_until(step)
-        return step
+            return
+        split = self._train_split
+        begin_with(self.captioner, self._vocabulary, split.manifest, self._run.init_from)
+        self.averages.restart()
 
     def _check_same_step(self, step: int) -> None:
         """Every process must go on from the same checkpoint."""
