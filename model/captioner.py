@@ -40,6 +40,23 @@ class Memory:
         )
 
 
+@dataclass(frozen=True)
+class Kept:
+    """The units that dropout keeps at every place of M captions: 0, or the kept ones' scale.
+
+    Attributes:
+      embedding: float32 [M, T, E].
+      output: float32 [M, T, H].
+    """
+
+    embedding: tf.Tensor
+    output: tf.Tensor
+
+    def until(self, length: tf.Tensor) -> "Kept":
+        """Of the first places alone, int32 []."""
+        return Kept(self.embedding[:, :length], self.output[:, :length])
+
+
 class _Place(NamedTuple):
     """A place of M captions, all T of them stacked for a scan."""
 
@@ -138,9 +155,53 @@ class Captioner(keras.Model):
         Returns:
           Logits [M, V], the new state, attention weights [M, P].
         """
-        projected = self._decoder.project_words(self._embedding(tokens)) + memory.mean_gates
-        state, weights = self._decoder(projected, memory.keys, memory.cells, state)
+        state, weights = self._advance(self._embedding(tokens), state, memory)
         return self._logits(state[-1]), state, weights
+
+    def kept(self, rows: tf.Tensor | int, words: tf.Tensor | int, seed: tf.Tensor) -> Kept:
+        """The units of M captions of T words that `call` keeps with a seed, int32 [2]."""
+        sizes = {_EMBEDDINGS: self.config.embedding_size, _OUTPUT: self.config.hidden_size}
+        units = [
+            self._drop(tf.ones([rows, words, size]), seed, place) for place, size in sizes.items()
+        ]
+        return Kept(*units)
+
+    def practise(
+        self, tokens: tf.Tensor, time: tf.Tensor, state: State, memory: Memory, kept: Kept
+    ) -> tuple[tf.Tensor, State, tf.Tensor]:
+        """`step` with units dropped as in training.
+
+        Args:
+          tokens: int32 [M].
+          time: place of the words, int32 [].
+          state: after the words before.
+          memory: of M rows.
+          kept: units of the M captions.
+        """
+        embedded = self._embedding(tokens) * kept.embedding[:, time]
+        state, weights = self._advance(embedded, state, memory)
+        return self._logits(state[-1] * kept.output[:, time]), state, weights
+
+    def read(self, tokens: tf.Tensor, memory: Memory, kept: Kept) -> tuple[tf.Tensor, tf.Tensor]:
+        """What `practise` predicts at each word of whole captions.
+
+        Args:
+          tokens: `<start>` first, int32 [M, T].
+          memory: of M rows.
+          kept: units at the T places.
+
+        Returns:
+          Logits [M, T, V], for the word after each; attention weights [M, T, P].
+        """
+        states, weights = self._read(self._embedding(tokens) * kept.embedding, memory)
+        return self._logits(states * kept.output), weights
+
+    def _advance(
+        self, embedded: tf.Tensor, state: State, memory: Memory
+    ) -> tuple[State, tf.Tensor]:
+        """Words' embeddings [M, E] → the state after them, attention weights [M, P]."""
+        projected = self._decoder.project_words(embedded) + memory.mean_gates
+        return self._decoder(projected, memory.keys, memory.cells, state)
 
     def call(
         self,
@@ -166,21 +227,19 @@ class Captioner(keras.Model):
         memory = self.look(grid, seed).rows(image_index)
         if seed is not None and sampling_share is not None:
             tokens = self._partly_sampled(tokens, memory, seed, sampling_share)
-        states, weights = self._read(tokens, memory, seed)
+        embedded = self._drop(self._embedding(tokens), seed, _EMBEDDINGS)
+        states, weights = self._read(embedded, memory)
         return self._logits(self._drop(states, seed, _OUTPUT)), weights
 
-    def _read(
-        self, tokens: tf.Tensor, memory: Memory, seed: tf.Tensor | None
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Words [M, T] → top states [M, T, H], attention weights [M, T, P]."""
-        embedded = self._drop(self._embedding(tokens), seed, _EMBEDDINGS)
+    def _read(self, embedded: tf.Tensor, memory: Memory) -> tuple[tf.Tensor, tf.Tensor]:
+        """Embeddings [M, T, E] → top states [M, T, H], attention weights [M, T, P]."""
         projected = self._decoder.project_words(embedded) + memory.mean_gates[:, tf.newaxis]
 
         def advance(carried: tuple[State, tf.Tensor], word: tf.Tensor) -> tuple[State, tf.Tensor]:
             state, _ = carried
             return self._decoder(word, memory.keys, memory.cells, state)
 
-        start = (self.initial_state(tf.shape(tokens)[0]), tf.zeros_like(memory.cells[..., 0]))
+        start = (self.initial_state(tf.shape(embedded)[0]), tf.zeros_like(memory.cells[..., 0]))
         states, weights = tf.scan(advance, tf.transpose(projected, [1, 0, 2]), start)
         return tf.transpose(states[-1], [1, 0, 2]), tf.transpose(weights, [1, 0, 2])
 
@@ -203,20 +262,12 @@ class Captioner(keras.Model):
         """
         rows, words = tf.unstack(tf.shape(tokens))
         drawn = tf.random.stateless_uniform([rows, words], _draw(seed, _SAMPLED)) < share
-        config = self.config
-        kept_units = [
-            self._drop(tf.ones([rows, words, size]), seed, place)
-            for size, place in (
-                (config.embedding_size, _EMBEDDINGS),
-                (config.hidden_size, _OUTPUT),
-            )
-        ]
+        kept = self.kept(rows, words, seed)
 
         def advance(carried: _Sampling, now: _Place) -> _Sampling:
             word = tf.where(now.drawn, carried.written, now.given)
             embedded = self._embedding(word) * now.kept_embedding
-            projected = self._decoder.project_words(embedded) + memory.mean_gates
-            state, _ = self._decoder(projected, memory.keys, memory.cells, carried.state)
+            state, _ = self._advance(embedded, carried.state, memory)
             logits = self._logits(state[-1] * now.kept_output)
             place = tf.random.experimental.stateless_fold_in(_draw(seed, _SAMPLES), now.time)
             written = tf.random.stateless_categorical(logits, 1, place, dtype=tf.int32)[:, 0]
@@ -227,7 +278,8 @@ class Captioner(keras.Model):
             tf.range(words),
             tf.transpose(tokens),
             tf.transpose(drawn),
-            *(tf.transpose(kept, [1, 0, 2]) for kept in kept_units),
+            tf.transpose(kept.embedding, [1, 0, 2]),
+            tf.transpose(kept.output, [1, 0, 2]),
         )
         # In the first place a drawn word is the given one.
         start = _Sampling(self.initial_state(rows), first, first)

@@ -68,6 +68,35 @@ def by_key(
     return captions, {prediction.key: prediction.references for prediction in predictions}
 
 
+def search_settings(
+    config: SearchConfig,
+    vocabulary: Vocabulary,
+    *,
+    width: int | None = None,
+    best_only: bool = False,
+) -> SearchSettings:
+    """Rules of a search in a vocabulary's ids; `<unk>` is never written.
+
+    Args:
+      config: width, length and rules.
+      vocabulary: special ids.
+      width: instead of the config's.
+      best_only: see SearchSettings.
+    """
+    return SearchSettings(
+        width=config.beam_width if width is None else width,
+        max_length=config.max_length,
+        start_id=vocabulary.start_id,
+        end_id=vocabulary.end_id,
+        pad_id=vocabulary.pad_id,
+        blocked_ids=(vocabulary.unk_id,),
+        best_only=best_only,
+        length_penalty=config.length_penalty,
+        min_length=config.min_length,
+        block_ngrams=config.block_ngrams,
+    )
+
+
 def search_captions(
     captioner: WordModel,
     vocabulary: Vocabulary,
@@ -88,18 +117,7 @@ def search_captions(
     Returns:
       Hypotheses, best first.
     """
-    settings = SearchSettings(
-        width=config.beam_width,
-        max_length=config.max_length,
-        start_id=vocabulary.start_id,
-        end_id=vocabulary.end_id,
-        pad_id=vocabulary.pad_id,
-        blocked_ids=(vocabulary.unk_id,),
-        best_only=best_only,
-        length_penalty=config.length_penalty,
-        min_length=config.min_length,
-        block_ngrams=config.block_ngrams,
-    )
+    settings = search_settings(config, vocabulary, best_only=best_only)
     batch = tf.shape(grid)[0]
     rows = tf.repeat(tf.range(batch), settings.width)
     memory = captioner.look(grid).rows(rows)

@@ -18,14 +18,19 @@ def allowed(logits: tf.Tensor, drafts: Drafts, settings: SearchSettings) -> tf.T
       drafts: hypotheses so far; what is said of finished ones has no meaning.
       settings: special ids and rules.
     """
-    blocked = [settings.pad_id, settings.start_id, *settings.blocked_ids]
-    penalty = tf.reduce_max(tf.one_hot(blocked, logits.shape[-1], 1.0, 0.0), axis=0)
-    logits = tf.where(penalty > 0, NEVER, logits)
+    logits = without_blocked(logits, settings)
     if settings.block_ngrams > 0:
         logits = _without_repeats(logits, drafts, settings)
     if settings.min_length > 0:
         logits = _without_early_end(logits, drafts.time, settings)
     return logits
+
+
+def without_blocked(logits: tf.Tensor, settings: SearchSettings) -> tf.Tensor:
+    """Logits float32 [..., V], -inf for the words that are never written."""
+    blocked = [settings.pad_id, settings.start_id, *settings.blocked_ids]
+    penalty = tf.reduce_max(tf.one_hot(blocked, logits.shape[-1], 1.0, 0.0), axis=0)
+    return tf.where(penalty > 0, NEVER, logits)
 
 
 def penalised(log_prob: tf.Tensor, length: tf.Tensor, settings: SearchSettings) -> tf.Tensor:

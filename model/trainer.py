@@ -27,10 +27,13 @@ from model.errors import CheckFailed, InvalidInput
 from model.history import History
 from model.initial_weights import begin_with
 from model.meter import Meter
+from model.objectives import CrossEntropy, Objective
 from model.progress import Progress as ProgressLine
 from model.schedules import Schedule
+from model.self_critical import SelfCritical
 from model.stopping import on_sigterm
 from model.strategies import all_must_answer, is_chief
+from model.training_config import SELF_CRITICAL
 from model.training_step import Fitted, Taken, TrainingStep
 from model.validation import cider, validation_split
 
@@ -104,12 +107,20 @@ class Trainer:
             self.optimizer.build(self.captioner.trainable_variables)
             self.averages = WeightAverages(self.captioner.trainable_variables, settings.ema_decay)
         fitted = Fitted(self.captioner, self.optimizer, self.averages)
+        self._objective = self._make_objective()
         self._step = TrainingStep(
-            fitted, run.strategy, settings, self._vocabulary.pad_id, self._steps_per_epoch
+            fitted, run.strategy, settings, self._objective, self._vocabulary.pad_id
         )
         self._history = History(run.model_dir)
         self._checkpoints = Checkpoints(run.model_dir, fitted, self.progress)
         self._writer = CaptionWriter(self.captioner, self._vocabulary, run.config.search)
+
+    def _make_objective(self) -> Objective:
+        config = self._run.config
+        if config.training.stage == SELF_CRITICAL:
+            return SelfCritical(self.captioner, config, self._vocabulary, self._train_split)
+        pad = self._vocabulary.pad_id
+        return CrossEntropy(self.captioner, config.training, pad, self._steps_per_epoch)
 
     @property
     def is_chief(self) -> bool:
@@ -189,7 +200,7 @@ class Trainer:
     def _numbers(self, step: int, taken: Taken) -> dict[str, float]:
         return {
             "loss": float(taken.loss),
-            "cross_entropy": float(taken.cross_entropy),
+            self._objective.measure: float(taken.measured),
             "gradient_norm": float(taken.gradient_norm),
             # The rate that this step took, not the next one's.
             "learning_rate": float(self._rate(step - 1)),
@@ -214,6 +225,11 @@ class Trainer:
     def _begin(self) -> None:
         """Make ready what the first step changes."""
         if self._run.init_from is None:
+            if self._run.config.training.stage == SELF_CRITICAL:
+                raise InvalidInput(
+                    f"training.stage {SELF_CRITICAL} without --init_from, expected the MODEL_DIR "
+                    "of a run with cross-entropy; chance alone writes nothing to be rewarded"
+                )
             mean, variance = grid_statistics(
                 self._train_split, self._run.config.training.batch_size, _STATISTICS_IMAGES
             )
@@ -298,14 +314,16 @@ class Trainer:
 
     def _check(self, step: int, taken: Taken) -> None:
         """Raise CheckFailed after a step that leaves nothing to go on with."""
+        # Of a cross-entropy in nats; CIDEr-D never gets as high.
         most = _EXPLODED * math.log(len(self._vocabulary))
         loss, norm = float(taken.loss), float(taken.gradient_norm)
-        if math.isfinite(loss) and math.isfinite(norm) and float(taken.cross_entropy) <= most:
+        if math.isfinite(loss) and math.isfinite(norm) and float(taken.measured) <= most:
             return
         keys = batch_keys(self._train_split, self._stream(step - 1))
+        measure = self._objective.measure.replace("_", "-")
         raise CheckFailed(
-            f"the loss is {loss:g} at step {step}, its cross-entropy "
-            f"{float(taken.cross_entropy):g}, expected at most {most:.3g}, and its gradient's norm "
+            f"the loss is {loss:g} at step {step}, its {measure} "
+            f"{float(taken.measured):g}, expected at most {most:.3g}, and its gradient's norm "
             f"{norm:g}; the batch was {', '.join(keys)}; the checkpoint before it is kept, start "
             "again with a lower training.learning_rate in another --model_dir"
         )

@@ -1,6 +1,6 @@
 """The captions of the training split: a captioner may have learnt one by heart."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
@@ -51,15 +51,24 @@ class TrainingCaptions:
         return np.array(tokens, _ID_DTYPE).tobytes() in self._captions
 
 
-def _read(split: Split) -> set[bytes]:
-    """The bytes of every caption's ids."""
-    captions: set[bytes] = set()
+def captions_by_image(split: Split) -> Iterator[list[np.ndarray]]:
+    """Ids of the words of every image's captions, int32 [words] each, in no order of images.
+
+    Raises:
+      InvalidInput: a damaged shard.
+    """
     records = tf.data.TFRecordDataset(split.files, num_parallel_reads=SHARDS_AT_ONCE)
     batches = records.batch(_BATCH_SIZE).map(parse_tokens).prefetch(1)
     with closing(Progress("training captions", split.num_images, "images")) as line:
         for batch in split.iterate(batches):
             rows = batch.merge_dims(0, 1)
             ids = rows.values.numpy().astype(_ID_DTYPE)
-            captions.update(ids[i:j].tobytes() for i, j in pairwise(rows.row_splits.numpy()))
+            captions = [ids[i:j] for i, j in pairwise(rows.row_splits.numpy())]
+            for first, last in pairwise(batch.row_splits.numpy()):
+                yield captions[first:last]
             line.advance(int(batch.nrows()))
-    return captions
+
+
+def _read(split: Split) -> set[bytes]:
+    """The bytes of every caption's ids."""
+    return {ids.tobytes() for captions in captions_by_image(split) for ids in captions}

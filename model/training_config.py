@@ -5,6 +5,8 @@ from typing import ClassVar
 
 from model.settings import Section
 
+CROSS_ENTROPY, SELF_CRITICAL = STAGES = ("cross_entropy", "self_critical")
+MEAN, GREEDY = BASELINES = ("mean", "greedy")
 CONSTANT, COSINE, STEP, PLATEAU = SCHEDULES = ("constant", "cosine", "step", "plateau")
 
 
@@ -13,6 +15,13 @@ class TrainingConfig(Section):
     """How the decoder is fitted.
 
     Attributes:
+      stage: what is minimised: "cross_entropy" of the captions; or "self_critical" (Rennie et al.
+        2017): captions are drawn from the model and made likelier the more their CIDEr-D exceeds
+        a baseline's. The second begins with --init_from; label smoothing and scheduled sampling
+        belong to the first.
+      samples: self-critical: captions drawn an image.
+      baseline: self-critical: "mean" of the image's other samples (Luo 2020), or the "greedy"
+        caption (Rennie et al. 2017).
       batch_size: images a step over all replicas, each with all its captions.
       epochs: passes over the training split, when no number of steps is given.
       learning_rate: Adam's, after warm-up.
@@ -43,6 +52,9 @@ class TrainingConfig(Section):
 
     NAME: ClassVar[str] = "training"
 
+    stage: str = CROSS_ENTROPY
+    samples: int = 5
+    baseline: str = MEAN
     batch_size: int = 32
     epochs: int = 30
     learning_rate: float = 5e-4
@@ -67,6 +79,10 @@ class TrainingConfig(Section):
     validation_images: int = 0
 
     def __post_init__(self) -> None:
+        self.check_choice("stage", STAGES)
+        self.check_choice("baseline", BASELINES)
+        # One alone has no others to be better than.
+        self.check_range("samples", 2 if self.baseline == MEAN else 1, 64)
         self.check_range("batch_size", 1)
         self.check_range("epochs", 1)
         self.check_range("learning_rate", 1e-9, 10.0)

@@ -9,11 +9,9 @@ import tensorflow as tf
 
 from model.averages import WeightAverages
 from model.captioner import Captioner
-from model.losses import doubly_stochastic_penalty, l2_penalty, masked_cross_entropy
-from model.schedules import sampling_share
+from model.losses import doubly_stochastic_penalty, l2_penalty
+from model.objectives import Batch, Objective
 from model.training_config import TrainingConfig
-
-Batch = dict[str, tf.Tensor]
 
 
 class Taken(NamedTuple):
@@ -21,14 +19,14 @@ class Taken(NamedTuple):
 
     Attributes:
       loss: what was minimised, penalties included, float32 [].
-      cross_entropy: the loss without penalties, nats a word, float32 [].
+      measured: mean of the objective's measure, float32 [].
       gradient_norm: global norm before clipping, float32 [].
       captions: that were read, float32 [].
       stopping: whether any process wants to stop, bool [].
     """
 
     loss: tf.Tensor
-    cross_entropy: tf.Tensor
+    measured: tf.Tensor
     gradient_norm: tf.Tensor
     captions: tf.Tensor
     stopping: tf.Tensor
@@ -56,8 +54,8 @@ class TrainingStep:
       fitted: what it changes.
       strategy: of tf.distribute.
       config: of the training.
+      objective: what it minimises.
       pad_id: padding's id.
-      steps_per_epoch: of the schedules' epochs.
     """
 
     def __init__(
@@ -65,11 +63,11 @@ class TrainingStep:
         fitted: Fitted,
         strategy: tf.distribute.Strategy,
         config: TrainingConfig,
+        objective: Objective,
         pad_id: int,
-        steps_per_epoch: int,
     ) -> None:
         self._fitted, self._strategy, self._config = fitted, strategy, config
-        self._pad_id, self._steps_per_epoch = pad_id, steps_per_epoch
+        self._objective, self._pad_id = objective, pad_id
 
     def compiled(self, batch_spec: object) -> Callable[[Batch, tf.Tensor, tf.Tensor], Taken]:
         """One trace for batches of any length."""
@@ -91,44 +89,34 @@ class TrainingStep:
         total = tf.distribute.ReduceOp.SUM
         variables = self._fitted.captioner.trainable_variables
         with tf.GradientTape() as tape:
-            loss, cross_entropy, captions, stopping = self._loss(batch, step, stop)
+            loss, measured, captions, stopping = self._loss(batch, step, stop)
         gradients = [tf.convert_to_tensor(g) for g in tape.gradient(loss, variables)]
         gradients, norm = self._clipped(context.all_reduce(total, gradients))
         # Keras sums over replicas once more; each has the clipped global gradient already.
         replicas = float(context.num_replicas_in_sync)
         self._fitted.optimizer.apply([gradient / replicas for gradient in gradients], variables)
-        return Taken(loss, cross_entropy, norm, captions, stopping)
+        return Taken(loss, measured, norm, captions, stopping)
 
     def _loss(
         self, batch: Batch, step: tf.Tensor, stop: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-        """This replica's share of loss and cross-entropy; all captions; whether any stops."""
+        """This replica's share of loss and measure; all captions; whether any stops."""
         config, context = self._config, tf.distribute.get_replica_context()
         replicas = context.num_replicas_in_sync
         replica = tf.cast(context.replica_id_in_sync_group, tf.int32)
-        sampled = None
-        if config.scheduled_sampling:
-            sampled = sampling_share(config, self._steps_per_epoch, step)
-        logits, weights = self._fitted.captioner(
-            batch["grid"],
-            batch["inputs"],
-            batch["image_index"],
-            seed=replica_seed(config.seed, replica, replicas, step),
-            sampling_share=sampled,
-        )
-        labels = batch["labels"]
-        entropy, words = masked_cross_entropy(logits, labels, self._pad_id, config.label_smoothing)
-        penalty, captions = doubly_stochastic_penalty(weights, labels, self._pad_id)
+        aim = self._objective(batch, replica_seed(config.seed, replica, replicas, step), step)
+        penalty, captions = doubly_stochastic_penalty(aim.attention, aim.labels, self._pad_id)
         # One meeting of the replicas for all that they count.
-        counts = tf.stack([words, captions, tf.cast(stop, tf.float32)])
-        words, captions, stops = tf.unstack(context.all_reduce(tf.distribute.ReduceOp.SUM, counts))
-        loss = cross_entropy = entropy / words
+        counts = tf.stack([aim.words, captions, aim.measured_count, tf.cast(stop, tf.float32)])
+        counts = context.all_reduce(tf.distribute.ReduceOp.SUM, counts)
+        words, captions, measured_count, stops = tf.unstack(counts)
+        loss, measured = aim.loss / words, aim.measured / measured_count
         if config.attention_penalty:
             loss += config.attention_penalty * penalty / captions
         if config.l2:
             variables = self._fitted.captioner.trainable_variables
             loss += config.l2 * l2_penalty(variables) / replicas
-        return loss, cross_entropy, captions, stops > 0
+        return loss, measured, captions, stops > 0
 
     def _clipped(self, gradients: list[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
         """Gradients clipped by value, then by norm; the norm before."""

@@ -14,8 +14,8 @@ from pipelines import preprocess
 DOCUMENT = Path(__file__).parents[1] / "docs" / "recipes.md"
 
 
-def test_there_is_one_for_a_start_one_to_win_and_one_for_tests() -> None:
-    assert recipe_names() == ["grid14", "seed", "tiny"]
+def test_there_is_one_for_a_start_two_phases_to_win_and_one_for_tests() -> None:
+    assert recipe_names() == ["grid14", "seed", "self_critical", "tiny"]
 
 
 def named(name: str) -> dict[str, object]:
@@ -64,5 +64,5 @@ def test_a_name_or_a_file(tmp_path: Path) -> None:
     path.write_text('{"training": {"batch_size": 7}}', encoding="utf-8")
     assert load_config(str(path)).training.batch_size == 7
     assert load_config("grid14") == load_recipe("grid14").config != Config()
-    with pytest.raises(InvalidInput, match="one of the recipes grid14, seed, tiny"):
+    with pytest.raises(InvalidInput, match="one of the recipes grid14, seed, self_critical, tiny"):
         load_config("grid41")
