@@ -4,7 +4,7 @@ import importlib
 import os
 import sys
 
-NAMES = ("preprocess", "workers", "memory", "bulk")
+NAMES = ("preprocess", "workers", "memory", "train", "step_profile", "self_critical", "bulk")
 
 
 def main() -> int:
