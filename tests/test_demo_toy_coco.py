@@ -53,7 +53,7 @@ def test_the_same_seed_draws_the_same_bytes(tmp_path: Path) -> None:
     second = draw_world(tmp_path / "b", seed=7, **counts)
     other = draw_world(tmp_path / "c", seed=8, **counts)
     assert files(first.root) == files(second.root)
-    assert len(files(first.root)) == 2 + 10
+    assert len(files(first.root)) == 4 + 10
     assert files(first.root) != files(other.root)
 
 
