@@ -91,30 +91,37 @@ def test_entropy_of_attention_by_hand() -> None:
     assert attention_entropy(np.zeros((0, 4))) is None
 
 
+def searched(root: Path, split: str) -> dict[str, tuple[list[str], np.ndarray]]:
+    """Words of each caption of `knowing` by key, and the attention [T, P] that wrote them."""
+    trained = load_trained(root / "knowing")
+    found = {}
+    for batch in images(Split(root / "records", trained.manifest, split), 1):
+        search = trained.config.search
+        best = search_captions(trained.captioner, trained.vocabulary, search, batch["grid"])
+        length = int(best.length[0, 0])
+        words = [trained.vocabulary.words[token] for token in best.tokens[0, 0, :length].numpy()]
+        found[batch["key"][0].numpy().decode()] = words, best.attention[0, 0, :length].numpy()
+    return found
+
+
 def test_rows_of_a_report_are_those_of_the_search(root: Path) -> None:
     """On a split of two shards, whose order is not that of the keys that scores are sorted by."""
     report = evaluate(root / "records", [root / "knowing"], "train", None)
     rows = report["captions"]
     assert [row["key"] for row in rows] != sorted(row["key"] for row in rows)
-    trained = load_trained(root / "knowing")
-    split = Split(root / "records", trained.manifest, "train")
-    found = {}
-    for batch in images(split, 1):
-        search = trained.config.search
-        best = search_captions(trained.captioner, trained.vocabulary, search, batch["grid"])
-        found[batch["key"][0].numpy().decode()] = best
+    found = searched(root, "train")
     candidates = {row["key"]: row["caption"] for row in rows}
     references = {row["key"]: row["references"] for row in rows}
     ciders = metrics.per_image_cider(candidates, references)
     # Short and long captions: a mean over all T rows would differ.
     assert len({row["words"] for row in rows}) > 1
     for row in rows:
-        key, best = row["key"], found[row["key"]]
-        length = int(best.length[0, 0])
-        weights = best.attention[0, 0, :length].numpy().astype(np.float64)
+        key, (words, attention) = row["key"], found[row["key"]]
+        weights = attention.astype(np.float64)
         expected = np.mean([-np.sum(word[word > 0] * np.log(word[word > 0])) for word in weights])
         assert row["attention_entropy"] == pytest.approx(expected, abs=1e-5)
-        assert row["words"] == length == len(tokenise(row["caption"]))
+        assert tokenise(row["caption"]) == words
+        assert row["words"] == len(words)
         alone = metrics.score({key: candidates[key]}, {key: references[key]})
         assert row["cider"] == ciders[key]
         assert row["bleu_4"] == pytest.approx(alone["bleu_4"])
@@ -279,26 +286,13 @@ def test_the_ten_best_and_worst_captions() -> None:
     assert summary["best"][0] == {"key": "m", "caption": "a dog m", "cider": 9.0}
 
 
-def attention_of(root: Path, model: str, split: str) -> dict[str, tuple[list[str], np.ndarray]]:
-    """Words of each caption by key, and the rows of attention with which they were written."""
-    trained = load_trained(root / model)
-    found = {}
-    for batch in images(Split(root / "records", trained.manifest, split), 1):
-        search = trained.config.search
-        best = search_captions(trained.captioner, trained.vocabulary, search, batch["grid"])
-        length = int(best.length[0, 0])
-        words = [trained.vocabulary.words[token] for token in best.tokens[0, 0, :length].numpy()]
-        found[batch["key"][0].numpy().decode()] = words, best.attention[0, 0, :length].numpy()
-    return found
-
-
 NOUNS = ("dog", "bird", "tree", "people", "house", "hat", "cat", "boat", "lake", "flowers")
 # Of a picture of 60 × 20 pixels, whose cells are 30 × 10.
 UPPER_RIGHT = [30, 0, 30, 10]
 
 
 def test_the_pointing_score_is_that_of_the_search(tmp_path: Path, root: Path) -> None:
-    written_by = attention_of(root, "knowing", "val")
+    written_by = searched(root, "val")
     # Two pictures have no boxes, one only such as no caption names.
     *with_boxes, unnamed, _, _ = sorted(written_by)
     pictures = {key: [(noun, UPPER_RIGHT) for noun in NOUNS] for key in with_boxes}
