@@ -104,9 +104,8 @@ class Journey:
         self._captionbeam("train", *flags, "--config", _RECIPE, "--steps", self._steps)
         config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
         self._images["train"] = self._steps * config["training"]["batch_size"]
-        self._captionbeam(
-            "evaluate", *flags, "--split", VAL, "--output", report, images=drawn - self._scenes
-        )
+        flags += ["--split", VAL, "--boxes", world.instances(VAL), "--output", report]
+        self._captionbeam("evaluate", *flags, images=drawn - self._scenes)
         self._captionbeam(
             "export", "--model_dir", model_dir, "--output", self._at("models", MODEL_NAME)
         )

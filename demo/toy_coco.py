@@ -9,6 +9,7 @@ the scene alone, so that a caption can be exactly right.
 
     DIR/annotations/captions_{train,val}.json     COCO captions; each image also has
         "novel": bool, "objects": [{"name", "bbox": [x, y, width, height], "words"}]
+    DIR/annotations/instances_{train,val}.json    COCO boxes; a category is an object's words
     DIR/images/{train,val}/NAME.png
 """
 
@@ -80,7 +81,7 @@ class Thing:
     @property
     def name(self) -> str:
         """As a caption names it."""
-        return f"a {' '.join(self.words)}"
+        return f"a {_category(self.words)}"
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,10 @@ class World:
     def annotations(self, split: str) -> Path:
         """COCO captions of a split."""
         return self.root / "annotations" / f"captions_{split}.json"
+
+    def instances(self, split: str) -> Path:
+        """COCO boxes of a split."""
+        return self.root / "annotations" / f"instances_{split}.json"
 
     def images(self, split: str) -> Path:
         """Directory of a split's pictures."""
@@ -128,15 +133,13 @@ def draw_world(
             _draw_image(index + 1 + number * _IDS_A_SPLIT, generator, wanted, world, split)
             for index, wanted in enumerate(novel)
         ]
-        document = {
-            "info": {"description": "captionbeam's toy world", "seed": seed},
-            "images": images,
-            "annotations": [
-                {"id": image["id"], "image_id": image["id"], "caption": image.pop("caption")}
-                for image in images
-            ],
-        }
-        world.annotations(split).write_text(json.dumps(document, indent=1), encoding="utf-8")
+        captions = [
+            {"id": image["id"], "image_id": image["id"], "caption": image.pop("caption")}
+            for image in images
+        ]
+        about = {"info": {"description": "captionbeam's toy world", "seed": seed}}
+        _write(world.annotations(split), {**about, "images": images, "annotations": captions})
+        _write(world.instances(split), {**about, **_instances(images)})
     return world
 
 
@@ -165,6 +168,38 @@ def draw(things: Sequence[Thing], generator: np.random.Generator) -> Image.Image
         else:
             pen.rectangle((left, top, right, bottom), fill=thing.fill)
     return picture.reduce(_OVERSAMPLING)
+
+
+def _instances(images: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Images, annotations and categories of COCO's instances JSON."""
+    # All of an object's words: no picture has two of them, so that a name means one box.
+    ids = {words: number for number, words in enumerate(product(SIZES, COLOURS, SHAPES), 1)}
+    of_image = [(image["id"], item) for image in images for item in image["objects"]]
+    return {
+        "images": [
+            {name: image[name] for name in ("id", "file_name", "width", "height")}
+            for image in images
+        ],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": image_id,
+                "category_id": ids[tuple(item["words"])],
+                "bbox": item["bbox"],
+                "iscrowd": 0,
+            }
+            for number, (image_id, item) in enumerate(of_image, 1)
+        ],
+        "categories": [{"id": number, "name": _category(words)} for words, number in ids.items()],
+    }
+
+
+def _category(words: Words) -> str:
+    return " ".join(words)
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=1), encoding="utf-8")
 
 
 def _compose(generator: np.random.Generator, novel: bool) -> list[Thing]:

@@ -5,7 +5,7 @@ Validation, evaluation and the exported graph all decode through `search_caption
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -50,6 +50,7 @@ class Prediction:
       references: raw captions of the annotations.
       tokens: ids of the caption's words.
       attention_entropy: see `attention_entropy`.
+      attention: cells looked at when each word was written, float32 [T, P].
     """
 
     key: str
@@ -58,6 +59,7 @@ class Prediction:
     references: tuple[str, ...]
     tokens: tuple[int, ...]
     attention_entropy: float | None
+    attention: np.ndarray = field(repr=False, compare=False)
 
 
 def by_key(
@@ -169,13 +171,16 @@ class CaptionWriter:
         references = batch["captions"].to_list()
         for row, key in enumerate(batch["key"].numpy()):
             words = slice(0, lengths[row])
+            # A copy, so that a caption does not keep the whole batch's attention.
+            weights = attention[row, words].copy()
             yield Prediction(
                 key.decode(),
                 self._vocabulary.decode(best[row]),
                 float(log_probs[row]),
                 tuple(caption.decode() for caption in references[row]),
                 tuple(best[row, words].tolist()),
-                attention_entropy(attention[row, words]),
+                attention_entropy(weights),
+                weights,
             )
 
 

@@ -3,7 +3,8 @@
 BLEU-1..4, ROUGE-L and CIDEr-D need nothing more; METEOR and SPICE are computed where Java
 and their data are there, otherwise the report says why they are missing. It tells of each
 caption how good it is, whether training had the very same, and how far attention was spread
-(docs/evaluation.md). Several models, each with a --model_dir, caption together: a word's
+(docs/evaluation.md). With --boxes the pointing score tells how often attention peaks in a box of
+the object that a word names. Several models, each with a --model_dir, caption together: a word's
 score is the mean of their log-probabilities.
 
   captionbeam evaluate --records RECORDS --model_dir MODEL --split val --output REPORT.json
@@ -36,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="val", help="split to caption (default: %(default)s)")
     parser.add_argument("--output", type=local_path, required=True, help="the report, JSON")
     parser.add_argument("--beam_width", type=positive, help="instead of the model's own")
+    parser.add_argument(
+        "--boxes",
+        type=local_path,
+        metavar="FILE",
+        help="COCO instances JSON of the split; adds the pointing score",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     import_tensorflow()
     from model.evaluation import evaluate
 
-    report = evaluate(args.records, args.model_dirs, args.split, args.beam_width)
+    report = evaluate(args.records, args.model_dirs, args.split, args.beam_width, args.boxes)
     args.output.write_text(
         json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
@@ -73,6 +80,16 @@ def _summary_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     entropy, most = summary["mean_attention_entropy"], summary["max_attention_entropy"]
     if entropy is not None:
         yield "attention", f"{entropy:.4f} nats of entropy a word, at most {most:.4f}"
+    if pointing := summary.get("pointing"):
+        yield "named", _pointing_line(pointing)
     for name in ("best", "worst"):
         row = summary[name][0]
         yield name, f"{row['cider']:.4f} {row['key']}: {row['caption']}"
+
+
+def _pointing_line(pointing: Mapping[str, Any]) -> str:
+    line = f"{pointing['named']} objects that have boxes, in {pointing['images']} images"
+    if not pointing["named"]:
+        return line
+    chance, reachable = pointing["chance"], pointing["reachable"]
+    return f"{line}; pointing by chance {chance:.4f}, at most {reachable:.4f}"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from model import metrics
+from model.boxes import Boxes, read_boxes
 from model.caption_statistics import caption_rows, summarise
 from model.checkpoints import Trained, load_trained
 from model.compatibility import check_ensemble, check_fingerprint, check_same_grids
@@ -13,6 +14,7 @@ from model.dataset import Split
 from model.decoding import CaptionWriter, Prediction, WordModel, by_key
 from model.ensemble import Ensemble
 from model.errors import InvalidInput
+from model.pointing import point, summarise_pointing
 from model.records import Manifest
 from model.training_captions import TrainingCaptions
 from model.vocabulary import Vocabulary
@@ -21,7 +23,11 @@ BATCH_SIZE = 32
 
 
 def evaluate(
-    records: Path, model_dirs: Sequence[Path], split: str, beam_width: int | None
+    records: Path,
+    model_dirs: Sequence[Path],
+    split: str,
+    beam_width: int | None,
+    boxes: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate the best checkpoint of a model, or those of several models as one.
 
@@ -30,14 +36,16 @@ def evaluate(
       model_dirs: MODEL_DIR, one or more; the first one's settings search.
       split: to caption.
       beam_width: instead of the model's own.
+      boxes: COCO's instances JSON of the split, for the pointing score.
 
     Returns:
       The report, as JSON (docs/evaluation.md).
 
     Raises:
-      InvalidInput: nothing to evaluate, records that do not fit the models, or models that do
-        not fit each other.
+      InvalidInput: nothing to evaluate, records that do not fit the models, models that do
+        not fit each other, or boxes that cannot be read.
     """
+    objects = None if boxes is None else read_boxes(boxes)
     models = [load_trained(directory) for directory in model_dirs]
     names = [str(directory) for directory in model_dirs]
     vocabulary = models[0].vocabulary
@@ -56,6 +64,9 @@ def evaluate(
     writer = CaptionWriter(_together(models), vocabulary, search)
     predictions = list(writer.predictions(chosen, BATCH_SIZE))
     steps = [model.step for model in models]
+    judged = _judge(predictions, records, manifest, vocabulary)
+    if objects is not None:
+        _point(judged, predictions, vocabulary, objects)
     return {
         "model_dir": names[0] if len(names) == 1 else names,
         "step": steps[0] if len(steps) == 1 else steps,
@@ -63,7 +74,7 @@ def evaluate(
         "images": len(predictions),
         "beam_width": search.beam_width,
         "search": asdict(search),
-        **_judge(predictions, records, manifest, vocabulary),
+        **judged,
     }
 
 
@@ -93,3 +104,25 @@ def _judge(
         "summary": summarise(rows, predictions, vocabulary, manifest.grid_shape[0]),
         "captions": rows,
     }
+
+
+def _point(
+    judged: dict[str, Any], predictions: list[Prediction], vocabulary: Vocabulary, boxes: Boxes
+) -> None:
+    """Add the pointing score to the scores, or why it is missing, and the rest where it belongs."""
+    found = point(predictions, vocabulary, boxes)
+    summary = summarise_pointing(found)
+    score = summary.pop("score")
+    if score is not None:
+        judged["scores"]["pointing"] = score
+    elif found:
+        judged["missing"]["pointing"] = "no caption names an object that has a box"
+    else:
+        judged["missing"]["pointing"] = (
+            f"{boxes.source} has none of the split's images by their file names, such as "
+            f"{predictions[0].key}"
+        )
+    judged["summary"]["pointing"] = summary
+    for row in judged["captions"]:
+        named = found.get(row["key"])
+        row["pointing"] = None if named is None else [asdict(pointed) for pointed in named]

@@ -53,7 +53,7 @@ def draw_attention(
     """
     maps = _maps(image, words, attention)
     photo = fitted(image, PANEL_PIXELS)
-    panels = [photo, *(overlaid(photo, _strength(weights)) for weights in maps)]
+    panels = [photo, *(overlaid(photo, strength(weights)) for weights in maps)]
     titles = ["", *(_title(word, weights) for word, weights in zip(words, maps, strict=True))]
 
     height, width = photo.shape[:2]
@@ -108,6 +108,11 @@ def draw_history(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     save(figure, path)
 
 
+def strength(weights: np.ndarray) -> np.ndarray:
+    """How bright a map of attention [g, g] is drawn, 0 to 1."""
+    return weights / max(float(weights.max()), _MIN_CONTRAST / weights.size)
+
+
 def _maps(image: np.ndarray, words: Sequence[str], attention: np.ndarray) -> np.ndarray:
     """Check what belongs together; attention as float32 [T, g, g]."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
@@ -125,11 +130,6 @@ def _maps(image: np.ndarray, words: Sequence[str], attention: np.ndarray) -> np.
     if not np.isfinite(attention).all() or (attention < 0).any():
         raise InvalidInput("attention has weights below 0 or not finite, expected shares of 1")
     return attention.reshape(-1, side, side)
-
-
-def _strength(weights: np.ndarray) -> np.ndarray:
-    """How bright a map of attention [g, g] is drawn."""
-    return weights / max(float(weights.max()), _MIN_CONTRAST / weights.size)
 
 
 def _title(word: str, weights: np.ndarray) -> str:

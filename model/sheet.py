@@ -20,7 +20,7 @@ from PIL import Image
 # Pixels an inch, and of paper around everything; fonts are chosen for this resolution.
 DPI = 150
 MARGIN = 24
-_POINTS_AN_INCH = 72
+POINTS_AN_INCH = 72
 # A small font's letters are drawn whole pixels apart: measured up to 1.072 times their width.
 _ROUNDING = 1.08
 
@@ -125,7 +125,7 @@ def _letter_width(letter: str, fontsize: float) -> float:
     """How far the next letter is moved, in pixels."""
     # Between two others, since the width of a blank alone is 0.
     points = _measured(f"x{letter}x", fontsize) - _measured("xx", fontsize)
-    return points * DPI / _POINTS_AN_INCH * _ROUNDING
+    return points * DPI / POINTS_AN_INCH * _ROUNDING
 
 
 def _measured(text: str, fontsize: float) -> float:

@@ -9,6 +9,7 @@ steps, with a checkpoint.
   captionbeam train --records RECORDS --model_dir MODEL --config grid14
   captionbeam train --records RECORDS --model_dir MODEL --steps 20000 --set dropout=0.3
   captionbeam train --records RECORDS --model_dir NEXT --init_from MODEL --set learning_rate=1e-4
+  captionbeam train --records RECORDS --model_dir MODEL --images val2017
 """
 
 import argparse
@@ -46,6 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FIELD=VALUE",
         help="one setting, e.g. learning_rate=1e-3; may be repeated",
     )
+    parser.add_argument(
+        "--images",
+        type=local_path,
+        metavar="DIR",
+        help="photographs of the validation split, for TensorBoard's pictures of attention",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,5 +67,6 @@ def run(args: argparse.Namespace) -> int:
     from model.trainer import Run, train
 
     strategy = make_strategy(args.strategy)
-    train(Run(args.records, args.model_dir, config, strategy, args.steps, args.init_from))
+    directories = (args.init_from, args.images)
+    train(Run(args.records, args.model_dir, config, strategy, args.steps, *directories))
     return 0

@@ -25,6 +25,7 @@ from model.dataset import (
 from model.decoding import CaptionWriter
 from model.errors import CheckFailed, InvalidInput
 from model.history import History
+from model.illustrations import Illustrator
 from model.initial_weights import begin_with
 from model.meter import Meter
 from model.objectives import CrossEntropy, Objective
@@ -35,7 +36,7 @@ from model.stopping import on_sigterm
 from model.strategies import all_must_answer, is_chief
 from model.training_config import SELF_CRITICAL
 from model.training_step import Fitted, Taken, TrainingStep
-from model.validation import cider, validation_split
+from model.validation import validate, validation_split
 
 # Enough for the statistics of a channel over 49 cells an image.
 _STATISTICS_IMAGES = 2048
@@ -56,6 +57,8 @@ class Run:
       steps: in all, over every resumed run; None is config.training.epochs.
       init_from: MODEL_DIR of an earlier run, whose best weights this one begins with; None is
         new weights. A run that goes on does not look at it.
+      images: directory of the validation split's photographs, for pictures in TensorBoard; None
+        draws attention without them.
     """
 
     records: Path
@@ -64,6 +67,7 @@ class Run:
     strategy: tf.distribute.Strategy
     steps: int | None = None
     init_from: Path | None = None
+    images: Path | None = None
 
 
 class Trainer:
@@ -86,6 +90,7 @@ class Trainer:
                 f"{replicas} replicas"
             )
         manifest, self._vocabulary = load_records(run.records)
+        self._illustrator = Illustrator(self._vocabulary, run.images)
         if self.is_chief:
             adopt_records(run.model_dir, run.records, manifest, run.config)
         self._train_split = Split(run.records, manifest, TRAIN_SPLIT)
@@ -294,8 +299,9 @@ class Trainer:
         with self.averages.applied():
             if self._validation_split is not None:
                 settings = self._run.config.training
-                score = cider(self._writer, self._validation_split, settings)
+                score, predictions = validate(self._writer, self._validation_split, settings)
                 row["val_cider"] = score
+                self._illustrator.write(predictions, step)
                 tf.summary.scalar("validation/cider", score, step=step)
             better = score > float(self.progress.best_score)
             if better:

@@ -1,10 +1,11 @@
-"""How good a captioner is while it is trained: CIDEr of free-running captions."""
+"""How good a captioner is while it is trained: its free-running captions and their CIDEr."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from model import metrics
 from model.dataset import Split
-from model.decoding import CaptionWriter, by_key
+from model.decoding import CaptionWriter, Prediction, by_key
 from model.errors import InvalidInput
 from model.records import Manifest
 from model.training_config import PLATEAU, TrainingConfig
@@ -33,8 +34,15 @@ def validation_split(records: Path, manifest: Manifest, config: TrainingConfig) 
     return split
 
 
-def cider(writer: CaptionWriter, split: Split, config: TrainingConfig) -> float:
-    """CIDEr-D of a split's captions, 0 to 10.
+class Validated(NamedTuple):
+    """A split as the captioner tells of it: CIDEr-D, 0 to 10, and the captions."""
+
+    cider: float
+    predictions: list[Prediction]
+
+
+def validate(writer: CaptionWriter, split: Split, config: TrainingConfig) -> Validated:
+    """Caption a split and score it.
 
     Args:
       writer: of the captioner as it is now.
@@ -42,4 +50,4 @@ def cider(writer: CaptionWriter, split: Split, config: TrainingConfig) -> float:
       config: batch size and number of images.
     """
     predictions = list(writer.predictions(split, config.batch_size, config.validation_images))
-    return metrics.score(*by_key(predictions))["cider"]
+    return Validated(metrics.score(*by_key(predictions))["cider"], predictions)

@@ -1,6 +1,5 @@
 """Prints what a records directory holds, and draws some of it."""
 
-import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,11 +7,10 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from model import records
 from model.errors import InvalidInput, ItemFailure
-from model.image_bytes import canonicalise
+from model.photographs import photograph
 from model.progress import Progress
 from model.record_check import DamagedRecord
 from model.record_figures import Picture, draw_records
@@ -192,7 +190,7 @@ def _picture(job: Job, info: records.ShardInfo, record: records.Record) -> Pictu
     mirrored = record.key.endswith(records.FLIP_MARK)
     if item := items.get(record.key.removesuffix(records.FLIP_MARK)):
         try:
-            photo, note = _photo(item, mirrored), ""
+            photo, note = photograph(read_item(item), _PHOTO_PIXELS, mirrored=mirrored), ""
         except ItemFailure as failure:
             note = f"photograph: {failure.message}"
     return Picture(
@@ -207,12 +205,3 @@ def _items(spec: str) -> Mapping[str, Item]:
         return {item["key"]: item for item in storage.read_json_lines(spec)}
     except (OSError, ValueError, LookupError, TypeError):
         return {}
-
-
-def _photo(item: Item, mirrored: bool) -> np.ndarray:
-    """uint8 [H, W, 3], upright, and turned left to right where `mirrored`."""
-    with Image.open(io.BytesIO(canonicalise(read_item(item)).data)) as image:
-        rgb = image.convert("RGB")
-    rgb.thumbnail((_PHOTO_PIXELS, _PHOTO_PIXELS))
-    pixels = np.asarray(rgb)
-    return pixels[:, ::-1] if mirrored else pixels

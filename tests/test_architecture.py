@@ -28,7 +28,7 @@ MAY_IMPORT = {
     | {f"model.{name}" for name in ("vocabulary", "records", "record_check")},
     # Draws records for a person.
     "pipelines/records_view.py": FOR_ALL
-    | {"pipelines", "model.image_bytes", "model.vocabulary", "model.records"}
+    | {"pipelines", "model.photographs", "model.vocabulary", "model.records"}
     | {"model.record_check", "model.record_figures"},
     "export": FOR_ALL | {"export", "model", "serving.contract"},
     "serving": FOR_ALL | {"serving", "model.image_bytes", "model.figures"},

@@ -12,6 +12,7 @@ from pycocotools.coco import COCO
 
 from demo import toy_coco
 from demo.toy_coco import COLOURS, NOVEL, PLACES, SIDE, TRAIN, VAL, World, draw_world
+from model.boxes import read_boxes
 
 NUM_TRAIN, NUM_VAL, NUM_NOVEL = 400, 40, 30
 
@@ -53,7 +54,7 @@ def test_the_same_seed_draws_the_same_bytes(tmp_path: Path) -> None:
     second = draw_world(tmp_path / "b", seed=7, **counts)
     other = draw_world(tmp_path / "c", seed=8, **counts)
     assert files(first.root) == files(second.root)
-    assert len(files(first.root)) == 2 + 10
+    assert len(files(first.root)) == 4 + 10
     assert files(first.root) != files(other.root)
 
 
@@ -65,6 +66,36 @@ def test_pycocotools_reads_it(world: World, capsys: pytest.CaptureFixture[str]) 
         names = {image["file_name"] for image in coco.loadImgs(coco.getImgIds())}
         assert names == {path.name for path in world.images(split).iterdir()}
     capsys.readouterr()
+
+
+def test_instances_are_the_objects(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in (TRAIN, VAL):
+        coco = COCO(str(world.instances(split)))
+        names = {number: category["name"] for number, category in coco.cats.items()}
+        assert len(set(names.values())) == 2 * len(COLOURS) * 2
+        images = document(world, split)["images"]
+        assert coco.getImgIds() == [image["id"] for image in images]
+        for image in images:
+            found = coco.imgs[image["id"]]
+            for field in ("file_name", "width", "height"):
+                assert found[field] == image[field]
+            boxes = {
+                names[item["category_id"]]: item["bbox"] for item in coco.imgToAnns[found["id"]]
+            }
+            assert boxes == {" ".join(item["words"]): item["bbox"] for item in image["objects"]}
+    capsys.readouterr()
+
+
+def test_the_scores_read_the_instances(world: World) -> None:
+    boxes = read_boxes(world.instances(VAL))
+    for image in document(world, VAL)["images"]:
+        found = boxes.of(image["file_name"])
+        assert found is not None
+        for item in image["objects"]:
+            left, top, width, height = item["bbox"]
+            (box,) = found[" ".join(item["words"])]
+            sides = (left, top, left + width, top + height)
+            assert [share * SIDE for share in box] == pytest.approx(sides)
 
 
 def test_splits_share_no_id_and_no_picture(world: World) -> None:

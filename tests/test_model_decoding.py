@@ -13,7 +13,8 @@ from model import evaluation
 from model.captioner import Captioner
 from model.checkpoints import Trained
 from model.config import Config
-from model.decoding import search_captions
+from model.dataset import Split
+from model.decoding import CaptionWriter, search_captions
 from model.hypotheses import Hypotheses
 from model.records import Manifest
 from tests import tiny
@@ -83,3 +84,45 @@ def test_another_beam_width_leaves_the_other_settings_as_they_are(
     vocabulary = trained.vocabulary
     lengths = [len(vocabulary.encode(caption)) for caption in report["captions"]]
     assert min(lengths) == 6
+
+
+class Reciter:
+    """Writes one sentence, and looks at another cell for each word that it writes."""
+
+    def __init__(self, sentence: list[int], vocabulary_size: int) -> None:
+        following = np.full(vocabulary_size, sentence[-1])
+        following[sentence[:-1]] = sentence[1:]
+        self._following = tf.constant(following)
+        self._places = tf.constant([sentence.index(word) for word in following])
+        self._size = vocabulary_size
+
+    def look(self, grid: tf.Tensor) -> "Reciter":
+        del grid
+        return self
+
+    def rows(self, image_index: tf.Tensor) -> "Reciter":
+        del image_index
+        return self
+
+    def initial_state(self, rows: tf.Tensor | int) -> tuple[tf.Tensor]:
+        return (tf.zeros([rows, 1]),)
+
+    def step(self, tokens: tf.Tensor, state: Any, memory: Any) -> tuple[tf.Tensor, Any, tf.Tensor]:
+        del memory
+        logits = 9.0 * tf.one_hot(tf.gather(self._following, tokens), self._size)
+        cells = tf.gather(self._places, tokens) % tiny.GRID_SHAPE[0]
+        return logits, state, tf.one_hot(cells, tiny.GRID_SHAPE[0])
+
+
+def test_the_attention_of_a_word_is_that_which_wrote_it(tmp_path: Path) -> None:
+    records = tiny.make_records(tmp_path)
+    vocabulary = tiny.make_vocabulary()
+    words = vocabulary.encode("a red bird in the tall tree")
+    reciter = Reciter([vocabulary.start_id, *words, vocabulary.end_id], len(vocabulary))
+    writer = CaptionWriter(reciter, vocabulary, Config().updated(SIZES).search)
+    split = Split(records, Manifest.load(records), "val")
+    for prediction in writer.predictions(split, 4):
+        assert prediction.tokens == tuple(words)
+        # The first word stands behind `<start>`, in place 1.
+        assert prediction.attention.argmax(axis=1).tolist() == [1, 2, 3, 0, 1, 2, 3]
+        assert prediction.attention.shape == (len(words), tiny.GRID_SHAPE[0])

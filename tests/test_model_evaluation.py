@@ -21,6 +21,7 @@ from model.records import Manifest
 from model.training_captions import TrainingCaptions
 from model.vocabulary import Vocabulary, tokenise
 from tests import tiny
+from tests.boxes_fixtures import write_instances
 from tests.model_fixtures import edit_manifest, make_model, make_models, train_model
 
 VOCABULARY = Vocabulary.build({"a": 9, "dog": 8, "runs": 7, "cat": 6}, 1)
@@ -43,7 +44,8 @@ def fixture_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def written(key: str, caption: str, *references: str, entropy: float | None = 1.0) -> Prediction:
     tokens = tuple(VOCABULARY.encode(caption))
-    return Prediction(key, caption, -1.5, references, tokens, entropy)
+    attention = np.zeros((len(tokens), 1), np.float32)
+    return Prediction(key, caption, -1.5, references, tokens, entropy, attention)
 
 
 def test_a_row_says_how_good_how_new_and_how_long_a_caption_is() -> None:
@@ -89,30 +91,37 @@ def test_entropy_of_attention_by_hand() -> None:
     assert attention_entropy(np.zeros((0, 4))) is None
 
 
+def searched(root: Path, split: str) -> dict[str, tuple[list[str], np.ndarray]]:
+    """Words of each caption of `knowing` by key, and the attention [T, P] that wrote them."""
+    trained = load_trained(root / "knowing")
+    found = {}
+    for batch in images(Split(root / "records", trained.manifest, split), 1):
+        search = trained.config.search
+        best = search_captions(trained.captioner, trained.vocabulary, search, batch["grid"])
+        length = int(best.length[0, 0])
+        words = [trained.vocabulary.words[token] for token in best.tokens[0, 0, :length].numpy()]
+        found[batch["key"][0].numpy().decode()] = words, best.attention[0, 0, :length].numpy()
+    return found
+
+
 def test_rows_of_a_report_are_those_of_the_search(root: Path) -> None:
     """On a split of two shards, whose order is not that of the keys that scores are sorted by."""
     report = evaluate(root / "records", [root / "knowing"], "train", None)
     rows = report["captions"]
     assert [row["key"] for row in rows] != sorted(row["key"] for row in rows)
-    trained = load_trained(root / "knowing")
-    split = Split(root / "records", trained.manifest, "train")
-    found = {}
-    for batch in images(split, 1):
-        search = trained.config.search
-        best = search_captions(trained.captioner, trained.vocabulary, search, batch["grid"])
-        found[batch["key"][0].numpy().decode()] = best
+    found = searched(root, "train")
     candidates = {row["key"]: row["caption"] for row in rows}
     references = {row["key"]: row["references"] for row in rows}
     ciders = metrics.per_image_cider(candidates, references)
     # Short and long captions: a mean over all T rows would differ.
     assert len({row["words"] for row in rows}) > 1
     for row in rows:
-        key, best = row["key"], found[row["key"]]
-        length = int(best.length[0, 0])
-        weights = best.attention[0, 0, :length].numpy().astype(np.float64)
+        key, (words, attention) = row["key"], found[row["key"]]
+        weights = attention.astype(np.float64)
         expected = np.mean([-np.sum(word[word > 0] * np.log(word[word > 0])) for word in weights])
         assert row["attention_entropy"] == pytest.approx(expected, abs=1e-5)
-        assert row["words"] == length == len(tokenise(row["caption"]))
+        assert tokenise(row["caption"]) == words
+        assert row["words"] == len(words)
         alone = metrics.score({key: candidates[key]}, {key: references[key]})
         assert row["cider"] == ciders[key]
         assert row["bleu_4"] == pytest.approx(alone["bleu_4"])
@@ -277,6 +286,76 @@ def test_the_ten_best_and_worst_captions() -> None:
     assert summary["best"][0] == {"key": "m", "caption": "a dog m", "cider": 9.0}
 
 
+NOUNS = ("dog", "bird", "tree", "people", "house", "hat", "cat", "boat", "lake", "flowers")
+# Of a picture of 60 × 20 pixels, whose cells are 30 × 10.
+UPPER_RIGHT = [30, 0, 30, 10]
+
+
+def test_the_pointing_score_is_that_of_the_search(tmp_path: Path, root: Path) -> None:
+    written_by = searched(root, "val")
+    # Two pictures have no boxes, one only such as no caption names.
+    *with_boxes, unnamed, _, _ = sorted(written_by)
+    pictures = {key: [(noun, UPPER_RIGHT) for noun in NOUNS] for key in with_boxes}
+    path = write_instances(
+        tmp_path / "boxes.json", {**pictures, unnamed: [("unicorn", UPPER_RIGHT)]}, size=(60, 20)
+    )
+    report = evaluate(root / "records", [root / "knowing"], "val", None, path)
+    expected = {
+        key: [
+            (word, place, int(weights[place].argmax()), int(weights[place].argmax()) == 1)
+            for place, word in enumerate(words)
+            if word in NOUNS
+        ]
+        for key, (words, weights) in written_by.items()
+        if key in with_boxes
+    }
+    hits = [hit for named in expected.values() for *_, hit in named]
+    # Attention that looks at one cell alone, or at none of the boxes, would prove nothing.
+    assert 0 < sum(hits) < len(hits)
+    for row in report["captions"]:
+        pointing = row["pointing"]
+        if row["key"] in with_boxes:
+            found = [tuple(p[name] for name in ("name", "word", "cell", "hit")) for p in pointing]
+            assert found == expected[row["key"]]
+        else:
+            assert pointing == ([] if row["key"] == unnamed else None)
+    assert report["scores"]["pointing"] == sum(hits) / len(hits)
+    assert report["summary"]["pointing"] == {
+        "named": len(hits),
+        "images": len(with_boxes) + 1,
+        "chance": pytest.approx(1 / 4),
+        "reachable": 1.0,
+    }
+    assert "pointing" not in report["missing"]
+
+
+@pytest.mark.parametrize(
+    ("pictures", "reason"),
+    [
+        ({"image-0.jpg": [("unicorn", UPPER_RIGHT)]}, "no caption names an object that has a box"),
+        ({"0.jpg": []}, "has none of the split's images by their file names, such as image-0.jpg"),
+    ],
+)
+def test_a_pointing_score_that_cannot_be_is_missing(
+    pictures: Any, reason: str, tmp_path: Path, root: Path
+) -> None:
+    path = write_instances(tmp_path / "boxes.json", pictures)
+    report = evaluate(root / "records", [root / "one"], "val", None, path)
+    assert "pointing" not in report["scores"]
+    assert reason in report["missing"]["pointing"]
+    assert report["scores"]["bleu_1"] >= 0
+
+
+def test_without_boxes_nothing_is_said_of_pointing(root: Path) -> None:
+    report = evaluate(root / "records", [root / "one"], "val", None)
+    assert "pointing" not in {**report["scores"], **report["missing"], **report["summary"]}
+
+
+def test_boxes_are_read_before_any_model(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"boxes\.json: cannot be read"):
+        evaluate(tmp_path, [tmp_path], "val", None, tmp_path / "boxes.json")
+
+
 REPORT = {
     "model_dir": "model",
     "step": 7,
@@ -298,6 +377,8 @@ REPORT = {
     },
     "captions": [],
 }
+
+POINTING = {"named": 3, "images": 2, "chance": 0.125, "reachable": 0.75}
 
 
 def test_what_a_person_reads(
@@ -321,18 +402,26 @@ def test_what_a_person_reads(
     coverage = "  vocabulary   0.1250 of it written, 0.9688 of the references' words in it"
     attention = "  attention    3.5000 nats of entropy a word, at most 3.8918"
     extremes = ["  best         2.5000 x.jpg: a dog", "  worst        0.0000 y.jpg: "]
+    named = "  named        3 objects that have boxes, in 2 images; "
+    named += "pointing by chance 0.1250, at most 0.7500"
     last = [f"report: {output}"]
     shown = capsys.readouterr().out.splitlines()
     assert shown == [*head, *missing, words, unseen, coverage, attention, *extremes, *last]
     assert json.loads(output.read_text()) == REPORT
 
     report["summary"] |= {"unseen": None, "mean_attention_entropy": None}
-    more = ("--model_dir", "n", "--beam_width", "2", "--split", "test")
+    report["summary"]["pointing"] = POINTING
+    more = ("--model_dir", "n", "--beam_width", "2", "--split", "test", "--boxes", "b.json")
     assert captionbeam.main(["evaluate", *flags, *more]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        *head, *missing, words, coverage, *extremes, *last
+        *head, *missing, words, coverage, named, *extremes, *last
     ]  # fmt: skip
     assert asked == [
-        (Path("r"), [Path("m")], "val", None),
-        (Path("r"), [Path("m"), Path("n")], "test", 2),
+        (Path("r"), [Path("m")], "val", None, None),
+        (Path("r"), [Path("m"), Path("n")], "test", 2, Path("b.json")),
     ]
+
+    report["summary"]["pointing"] = {**POINTING, "named": 0, "chance": None, "reachable": None}
+    assert captionbeam.main(["evaluate", *flags]) == 0
+    nothing = "  named        0 objects that have boxes, in 2 images"
+    assert nothing in capsys.readouterr().out.splitlines()

@@ -47,7 +47,9 @@ def test_memorises_and_keeps_the_best(tmp_path: Path) -> None:
     rows = history(run)
     assert [row["step"] for row in rows] == [60, 120]
     assert rows[1]["loss"] < rows[0]["loss"]
-    assert event_tags(run) == {f"training/{name}" for name in NUMBERS} | {"validation/cider"}
+    pictures = {f"captions/image-{number}.jpg" for number in range(4)}
+    scalars = {f"training/{name}" for name in NUMBERS} | {"validation/cider"}
+    assert event_tags(run) == scalars | pictures
     best = max(rows, key=lambda row: row["val_cider"])
     assert load_trained(run.model_dir).step == best["step"]
 

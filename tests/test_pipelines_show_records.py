@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import captionbeam
 from model.record_figures import Picture
@@ -140,7 +141,7 @@ def test_the_first_records_are_printed_and_drawn(
         np.testing.assert_array_equal(picture.grid, row.grid)
         assert picture.captions == row.captions
         assert picture.note == ""
-        with records_view.Image.open(made.parent / "val" / row.key) as photo:
+        with Image.open(made.parent / "val" / row.key) as photo:
             assert picture.photo is not None
             np.testing.assert_array_equal(picture.photo, np.asarray(photo))
 
@@ -212,7 +213,7 @@ def test_a_mirror_image_is_shown_with_its_photograph_turned(
     assert code == 0
     assert lines[17].startswith("val 2: 000000000101.jpg#flip, id 101, ")
     assert [picture.note for picture in drawn] == ["", ""]
-    with records_view.Image.open(made.parent / "val" / first.key) as photo:
+    with Image.open(made.parent / "val" / first.key) as photo:
         pixels = np.asarray(photo)
     assert drawn[1].photo is not None
     np.testing.assert_array_equal(drawn[1].photo, pixels[:, ::-1])
@@ -232,7 +233,7 @@ def test_photographs_in_a_tar_are_shown(
     assert captionbeam.main(["records", "tarred", "--show=3"]) == 0
     assert [picture.note for picture in drawn] == [""] * 3
     for picture in drawn:
-        with records_view.Image.open(images / picture.title.partition(" ")[0]) as photo:
+        with Image.open(images / picture.title.partition(" ")[0]) as photo:
             assert picture.photo is not None
             np.testing.assert_array_equal(picture.photo, np.asarray(photo))
 
