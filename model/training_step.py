@@ -180,12 +180,13 @@ class TrainingStep:
         variables = self._fitted.captioner.trainable_variables
         with tf.GradientTape() as tape:
             aim = self._objective(batch, seed, step)
-            penalty, captions = doubly_stochastic_penalty(aim.attention, aim.labels, self._pad_id)
             if callable(counts):
+                _, captions = count_labels(aim.labels, self._pad_id)
                 own = Counts(aim.words, captions, aim.measured_count, tf.constant(0.0))
                 counts = counts(own)
             loss = aim.loss / counts.words
             if config.attention_penalty:
+                penalty, _ = doubly_stochastic_penalty(aim.attention, aim.labels, self._pad_id)
                 loss += config.attention_penalty * penalty / counts.captions
             if config.l2:
                 loss += config.l2 * l2_penalty(variables) / self._strategy.num_replicas_in_sync
