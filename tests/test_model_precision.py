@@ -344,8 +344,10 @@ def draw_by_place(monkeypatch: pytest.MonkeyPatch) -> None:
     def dropout(values: tf.Tensor, rate: float, seed: tf.Tensor) -> tf.Tensor:
         return tf.where(uniform(tf.shape(values), seed) < rate, 0.0, values / (1 - rate))
 
-    def categorical(logits: tf.Tensor, *_: Any, **__: Any) -> tf.Tensor:
-        return tf.argmax(logits, -1, tf.int32)[:, tf.newaxis]
+    def categorical(logits: tf.Tensor, _: int, seed: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+        # Not the likeliest: a rounding would choose between two that are equally likely.
+        rows, words = tf.unstack(tf.shape(logits))
+        return tf.cast(uniform([rows, 1], seed) * tf.cast(words, tf.float32), dtype)
 
     monkeypatch.setattr(tf.random, "stateless_uniform", uniform)
     monkeypatch.setattr(tf.nn.experimental, "stateless_dropout", dropout)
