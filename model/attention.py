@@ -3,6 +3,8 @@
 import keras
 import tensorflow as tf
 
+from model.projection import Projection
+
 
 class BahdanauAttention(keras.layers.Layer):
     """Weighs grid cells by `v · tanh(W_q query + W_k cell)`.
@@ -12,10 +14,10 @@ class BahdanauAttention(keras.layers.Layer):
     """
 
     def __init__(self, units: int) -> None:
-        super().__init__(name="attention")
-        self._query_projection = keras.layers.Dense(units, name="query")
-        self._key_projection = keras.layers.Dense(units, use_bias=False, name="key")
-        self._score = keras.layers.Dense(1, use_bias=False, name="score")
+        super().__init__(name="attention", autocast=False)
+        self._query_projection = Projection(units, name="query")
+        self._key_projection = Projection(units, use_bias=False, name="key")
+        self._score = Projection(1, use_bias=False, name="score")
         self._units = units
 
     def build_for(self, hidden_size: int) -> None:
@@ -36,13 +38,14 @@ class BahdanauAttention(keras.layers.Layer):
 
         Args:
           query: decoder state, float32 [M, H].
-          keys: projected cells, float32 [M, P, A].
-          cells: float32 [M, P, H].
+          keys: projected cells, [M, P, A]; their dtype is the one computed in.
+          cells: [M, P, H], of the same dtype.
 
         Returns:
-          Context [M, H]; weights [M, P], each row summing to 1.
+          Context [M, H], of that dtype; weights float32 [M, P], each row summing to 1.
         """
+        query = tf.cast(query, keys.dtype)
         scores = self._score(tf.tanh(keys + self._query_projection(query)[:, tf.newaxis, :]))
-        weights = tf.nn.softmax(scores[..., 0], axis=-1)
-        context = tf.linalg.matvec(cells, weights, transpose_a=True)
+        weights = tf.nn.softmax(tf.cast(scores[..., 0], tf.float32), axis=-1)
+        context = tf.linalg.matvec(cells, tf.cast(weights, cells.dtype), transpose_a=True)
         return context, weights

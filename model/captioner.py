@@ -9,6 +9,8 @@ import tensorflow as tf
 from model.config import DecoderConfig
 from model.decoder import Decoder, State
 from model.output import TiedOutput
+from model.projection import Projection
+from model.training_config import FLOAT32
 
 # Keeps the scale of a channel that never varies finite.
 _VARIANCE_FLOOR = 1e-6
@@ -21,10 +23,12 @@ _DRAWS = 5
 class Memory:
     """What the decoder sees of the images; a row an image, or a row a caption after `rows`.
 
+    Its dtype is the one in which the decoder multiplies matrices.
+
     Attributes:
-      cells: projected grid, float32 [N, P, H].
-      keys: the attention's projection of the cells, float32 [N, P, A].
-      mean_gates: the mean cell's share of the attention GRU's input, float32 [N, 3H].
+      cells: projected grid, [N, P, H].
+      keys: the attention's projection of the cells, [N, P, A].
+      mean_gates: the mean cell's share of the attention GRU's input, [N, 3H].
     """
 
     cells: tf.Tensor
@@ -97,7 +101,7 @@ class Captioner(keras.Model):
         self._grid_variance = self.add_weight(
             shape=(features,), initializer="ones", trainable=False, name="grid_variance"
         )
-        self._cell_projection = keras.layers.Dense(config.hidden_size, name="cell_projection")
+        self._cell_projection = Projection(config.hidden_size, name="cell_projection")
         # Convolutions hardly tell where a cell lies, captions often do.
         self._cell_position = self.add_weight(
             shape=(cells, config.hidden_size), initializer="random_normal", name="cell_position"
@@ -112,7 +116,7 @@ class Captioner(keras.Model):
             self._tied_output = TiedOutput(vocabulary_size)
             self._tied_output.build_for(config.hidden_size, config.embedding_size)
         else:
-            self._output = keras.layers.Dense(vocabulary_size, name="output")
+            self._output = Projection(vocabulary_size, name="output")
             self._output.build((None, config.hidden_size))
         self.built = True
 
@@ -121,21 +125,30 @@ class Captioner(keras.Model):
         self._grid_mean.assign(mean)
         self._grid_variance.assign(variance)
 
-    def look(self, grid: tf.Tensor, dropout_seed: tf.Tensor | None = None) -> Memory:
+    def look(
+        self,
+        grid: tf.Tensor,
+        dropout_seed: tf.Tensor | None = None,
+        precision: str = FLOAT32,
+    ) -> Memory:
         """Compute once an image what every word of its captions will use.
 
         Args:
           grid: float16 or float32 [N, P, F].
           dropout_seed: int32 [2] in training, None otherwise.
+          precision: of training_config.PRECISIONS, of matmuls and attention, here and for all
+            words; weights, states, softmax and logits are float32 in each.
         """
         scale = tf.math.rsqrt(self._grid_variance + _VARIANCE_FLOOR)
         normalised = (tf.cast(grid, tf.float32) - self._grid_mean) * scale
-        cells = tf.nn.relu(self._cell_projection(normalised) + self._cell_position)
+        projected = self._cell_projection(tf.cast(normalised, precision))
+        cells = tf.nn.relu(tf.cast(projected, tf.float32) + self._cell_position)
         cells = self._drop(cells, dropout_seed, _CELLS)
+        mean, cells = (tf.cast(x, precision) for x in (tf.reduce_mean(cells, axis=1), cells))
         return Memory(
             cells=cells,
             keys=self._decoder.attention.keys(cells),
-            mean_gates=self._decoder.project_mean(tf.reduce_mean(cells, axis=1)),
+            mean_gates=self._decoder.project_mean(mean),
         )
 
     def initial_state(self, rows: tf.Tensor | int) -> State:
@@ -153,10 +166,10 @@ class Captioner(keras.Model):
           memory: of M rows.
 
         Returns:
-          Logits [M, V], the new state, attention weights [M, P].
+          Logits [M, V], the new state, attention weights [M, P]; float32.
         """
         state, weights = self._advance(self._embedding(tokens), state, memory)
-        return self._logits(state[-1]), state, weights
+        return self._logits(state[-1], memory), state, weights
 
     def kept(self, rows: tf.Tensor | int, words: tf.Tensor | int, seed: tf.Tensor) -> Kept:
         """The units of M captions of T words that `call` keeps with a seed, int32 [2]."""
@@ -180,7 +193,7 @@ class Captioner(keras.Model):
         """
         embedded = self._embedding(tokens) * kept.embedding[:, time]
         state, weights = self._advance(embedded, state, memory)
-        return self._logits(state[-1] * kept.output[:, time]), state, weights
+        return self._logits(state[-1] * kept.output[:, time], memory), state, weights
 
     def read(self, tokens: tf.Tensor, memory: Memory, kept: Kept) -> tuple[tf.Tensor, tf.Tensor]:
         """What `practise` predicts at each word of whole captions.
@@ -191,16 +204,17 @@ class Captioner(keras.Model):
           kept: units at the T places.
 
         Returns:
-          Logits [M, T, V], for the word after each; attention weights [M, T, P].
+          Logits [M, T, V], for the word after each; attention weights [M, T, P]; float32.
         """
         states, weights = self._read(self._embedding(tokens) * kept.embedding, memory)
-        return self._logits(states * kept.output), weights
+        return self._logits(states * kept.output, memory), weights
 
     def _advance(
         self, embedded: tf.Tensor, state: State, memory: Memory
     ) -> tuple[State, tf.Tensor]:
         """Words' embeddings [M, E] → the state after them, attention weights [M, P]."""
-        projected = self._decoder.project_words(embedded) + memory.mean_gates
+        words = self._decoder.project_words(tf.cast(embedded, memory.cells.dtype))
+        projected = words + memory.mean_gates
         return self._decoder(projected, memory.keys, memory.cells, state)
 
     def call(
@@ -210,6 +224,7 @@ class Captioner(keras.Model):
         image_index: tf.Tensor,
         seed: tf.Tensor | None = None,
         sampling_share: tf.Tensor | None = None,
+        precision: str = FLOAT32,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Teacher forcing: every word of every caption, predicted from the words before it.
 
@@ -220,26 +235,30 @@ class Captioner(keras.Model):
           seed: int32 [2] in training, of dropout and samples; None otherwise.
           sampling_share: scheduled sampling (Bengio et al. 2015): the share float32 [] of words
             that are read as the model would have written them; None reads the captions.
+          precision: see `look`.
 
         Returns:
-          Logits [M, T, V], for the word after each; attention weights [M, T, P].
+          Logits [M, T, V], for the word after each; attention weights [M, T, P]; float32.
         """
-        memory = self.look(grid, seed).rows(image_index)
+        memory = self.look(grid, seed, precision).rows(image_index)
         if seed is not None and sampling_share is not None:
             tokens = self._partly_sampled(tokens, memory, seed, sampling_share)
+        # Units are drawn in float32, so that each precision drops the same.
         embedded = self._drop(self._embedding(tokens), seed, _EMBEDDINGS)
         states, weights = self._read(embedded, memory)
-        return self._logits(self._drop(states, seed, _OUTPUT)), weights
+        return self._logits(self._drop(states, seed, _OUTPUT), memory), weights
 
     def _read(self, embedded: tf.Tensor, memory: Memory) -> tuple[tf.Tensor, tf.Tensor]:
         """Embeddings [M, T, E] → top states [M, T, H], attention weights [M, T, P]."""
-        projected = self._decoder.project_words(embedded) + memory.mean_gates[:, tf.newaxis]
+        words = self._decoder.project_words(tf.cast(embedded, memory.cells.dtype))
+        projected = words + memory.mean_gates[:, tf.newaxis]
 
         def advance(carried: tuple[State, tf.Tensor], word: tf.Tensor) -> tuple[State, tf.Tensor]:
             state, _ = carried
             return self._decoder(word, memory.keys, memory.cells, state)
 
-        start = (self.initial_state(tf.shape(embedded)[0]), tf.zeros_like(memory.cells[..., 0]))
+        nowhere = tf.zeros_like(memory.cells[..., 0], tf.float32)
+        start = (self.initial_state(tf.shape(embedded)[0]), nowhere)
         states, weights = tf.scan(advance, tf.transpose(projected, [1, 0, 2]), start)
         return tf.transpose(states[-1], [1, 0, 2]), tf.transpose(weights, [1, 0, 2])
 
@@ -268,7 +287,7 @@ class Captioner(keras.Model):
             word = tf.where(now.drawn, carried.written, now.given)
             embedded = self._embedding(word) * now.kept_embedding
             state, _ = self._advance(embedded, carried.state, memory)
-            logits = self._logits(state[-1] * now.kept_output)
+            logits = self._logits(state[-1] * now.kept_output, memory)
             place = tf.random.experimental.stateless_fold_in(_draw(seed, _SAMPLES), now.time)
             written = tf.random.stateless_categorical(logits, 1, place, dtype=tf.int32)[:, 0]
             return _Sampling(state, written, word)
@@ -285,11 +304,14 @@ class Captioner(keras.Model):
         start = _Sampling(self.initial_state(rows), first, first)
         return tf.transpose(tf.scan(advance, places, start).word)
 
-    def _logits(self, top: tf.Tensor) -> tf.Tensor:
-        """States of the top GRU [..., H] → [..., V]."""
+    def _logits(self, top: tf.Tensor, memory: Memory) -> tf.Tensor:
+        """States of the top GRU [..., H] → [..., V], computed in the memory's dtype; float32."""
+        top = tf.cast(top, memory.cells.dtype)
         if self.config.tie_embeddings:
-            return self._tied_output(top, self._embedding.embeddings)
-        return self._output(top)
+            logits = self._tied_output(top, self._embedding.embeddings)
+        else:
+            logits = self._output(top)
+        return tf.cast(logits, tf.float32)
 
     def _drop(self, values: tf.Tensor, seed: tf.Tensor | None, place: int) -> tf.Tensor:
         """Dropout drawn from a seed, so that a resumed run draws what an undisturbed one did."""

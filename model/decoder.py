@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from model.attention import BahdanauAttention
 from model.config import DecoderConfig
+from model.projection import Projection
 
 State = tuple[tf.Tensor, ...]
 """One float32 [M, H] for each GRU, the attention GRU first."""
@@ -27,10 +28,8 @@ class GruUpdate(keras.layers.Layer):
     """
 
     def __init__(self, units: int, name: str) -> None:
-        super().__init__(name=name)
-        self._recurrent = keras.layers.Dense(
-            3 * units, kernel_initializer="orthogonal", name="recurrent"
-        )
+        super().__init__(name=name, autocast=False)
+        self._recurrent = Projection(3 * units, kernel_initializer="orthogonal", name="recurrent")
         self._recurrent.build((None, units))
         self.built = True
 
@@ -38,14 +37,17 @@ class GruUpdate(keras.layers.Layer):
         """Advance the state (Cho et al. 2014, with the reset gate after the matmul).
 
         Args:
-          projected: input times its kernel plus bias: update, reset, candidate; [M, 3H].
-          state: [M, H].
+          projected: input times its kernel plus bias: update, reset, candidate; [M, 3H]. Its
+            dtype is the one that the matmul is computed in.
+          state: float32 [M, H].
 
         Returns:
-          New state [M, H].
+          New state float32 [M, H].
         """
-        update_in, reset_in, candidate_in = tf.split(projected, 3, axis=-1)
-        update, reset, candidate = tf.split(self._recurrent(state), 3, axis=-1)
+        recurrent = self._recurrent(tf.cast(state, projected.dtype))
+        # A state is rounded once a word, not once an operation.
+        update_in, reset_in, candidate_in = tf.split(tf.cast(projected, state.dtype), 3, axis=-1)
+        update, reset, candidate = tf.split(tf.cast(recurrent, state.dtype), 3, axis=-1)
         update = tf.sigmoid(update_in + update)
         reset = tf.sigmoid(reset_in + reset)
         candidate = tf.tanh(candidate_in + reset * candidate)
@@ -61,8 +63,8 @@ class LanguageLayer(keras.layers.Layer):
     """
 
     def __init__(self, units: int, name: str) -> None:
-        super().__init__(name=name)
-        self._gates = keras.layers.Dense(3 * units, name=f"{name}_gates")
+        super().__init__(name=name, autocast=False)
+        self._gates = Projection(3 * units, name=f"{name}_gates")
         self._gru = GruUpdate(units, f"{name}_gru")
 
     def build_for(self, input_size: int) -> None:
@@ -71,7 +73,7 @@ class LanguageLayer(keras.layers.Layer):
         self.built = True
 
     def call(self, inputs: tf.Tensor, state: tf.Tensor) -> tf.Tensor:
-        """Advance the state: inputs [M, input_size], state [M, H] → [M, H]."""
+        """Advance the state: inputs [M, input_size], state float32 [M, H] → float32 [M, H]."""
         return self._gru(self._gates(inputs), state)
 
 
@@ -83,13 +85,13 @@ class Decoder(keras.layers.Layer):
     """
 
     def __init__(self, config: DecoderConfig) -> None:
-        super().__init__(name="decoder")
+        super().__init__(name="decoder", autocast=False)
         hidden = config.hidden_size
         gates = 3 * hidden
         self._config = config
-        self._word_gates = keras.layers.Dense(gates, name="word_gates")
-        self._mean_gates = keras.layers.Dense(gates, use_bias=False, name="mean_gates")
-        self._top_gates = keras.layers.Dense(gates, use_bias=False, name="top_gates")
+        self._word_gates = Projection(gates, name="word_gates")
+        self._mean_gates = Projection(gates, use_bias=False, name="mean_gates")
+        self._top_gates = Projection(gates, use_bias=False, name="top_gates")
         self._attention_gru = GruUpdate(hidden, "attention_gru")
         self.attention = BahdanauAttention(config.attention_size)
         # Attributes, not a list: TensorFlow's checkpoints do not see into Keras' lists.
@@ -125,22 +127,25 @@ class Decoder(keras.layers.Layer):
         """Read one word and attend.
 
         Args:
-          projected: project_words + project_mean, [M, 3H].
+          projected: project_words + project_mean, [M, 3H]; its dtype, which keys and cells
+            have too, is the one computed in.
           keys: the attention's projection of the cells, [M, P, A].
           cells: [M, P, H].
           state: after the words before.
 
         Returns:
           State after this word; its last member predicts the next word. Attention
-          weights [M, P].
+          weights float32 [M, P].
         """
-        query = self._attention_gru(projected + self._top_gates(state[-1]), state[0])
+        dtype = projected.dtype
+        top = self._top_gates(tf.cast(state[-1], dtype))
+        query = self._attention_gru(projected + top, state[0])
         context, weights = self.attention(query, keys, cells)
-        layer_input = tf.concat([context, query], axis=-1)
+        layer_input = tf.concat([context, tf.cast(query, dtype)], axis=-1)
         states = [query]
         for layer, last in zip(self._language_layers(), state[1:], strict=True):
-            layer_input = layer(layer_input, last)
-            states.append(layer_input)
+            states.append(layer(layer_input, last))
+            layer_input = tf.cast(states[-1], dtype)
         return tuple(states), weights
 
     def _language_layers(self) -> list["LanguageLayer"]:

@@ -6,6 +6,12 @@ import keras
 import tensorflow as tf
 
 
+def count_labels(labels: tf.Tensor, pad_id: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Words and captions of labels int32 [M, T]: what the losses below are means over, float32."""
+    words = tf.reduce_sum(tf.cast(labels != pad_id, tf.float32))
+    return words, tf.cast(tf.shape(labels)[0], tf.float32)
+
+
 def masked_cross_entropy(
     logits: tf.Tensor, labels: tf.Tensor, pad_id: int, label_smoothing: float = 0.0
 ) -> tuple[tf.Tensor, tf.Tensor]:

@@ -81,6 +81,7 @@ class CrossEntropy:
             batch["image_index"],
             seed=seed,
             sampling_share=sampled,
+            precision=config.precision,
         )
         labels = batch["labels"]
         entropy, words = masked_cross_entropy(logits, labels, self._pad_id, config.label_smoothing)

@@ -58,6 +58,7 @@ class SelfCritical:
     ) -> None:
         self._captioner, self._vocabulary = captioner, vocabulary
         self._samples = config.training.samples
+        self._precision = config.training.precision
         self._greedy = config.training.baseline == GREEDY
         # What decides between captions is the reward's business, not a rule's.
         plain = SearchConfig(max_length=config.search.max_length)
@@ -75,7 +76,8 @@ class SelfCritical:
         grid = batch["grid"]
         images = tf.shape(grid)[0]
         rows = images * self._samples
-        memory = captioner.look(grid, seed).rows(tf.repeat(tf.range(images), self._samples))
+        memory = captioner.look(grid, seed, self._precision)
+        memory = memory.rows(tf.repeat(tf.range(images), self._samples))
         kept = captioner.kept(rows, settings.max_length + 1, seed)
         drawn = self._cut(self._draw(memory, kept, images, grid.shape[1], seed))
         advantage, rewards = self._judge(batch, drawn.labels)

@@ -27,6 +27,7 @@ from model.errors import CheckFailed, InvalidInput
 from model.history import History
 from model.illustrations import Illustrator
 from model.initial_weights import begin_with
+from model.loss_scale import LEAST, LossScale
 from model.meter import Meter
 from model.objectives import CrossEntropy, Objective
 from model.progress import Progress as ProgressLine
@@ -34,7 +35,7 @@ from model.schedules import Schedule
 from model.self_critical import SelfCritical
 from model.stopping import on_sigterm
 from model.strategies import all_must_answer, is_chief
-from model.training_config import SELF_CRITICAL
+from model.training_config import FLOAT16, SELF_CRITICAL
 from model.training_step import Fitted, Taken, TrainingStep
 from model.validation import validate, validation_split
 
@@ -111,7 +112,8 @@ class Trainer:
             self.optimizer = keras.optimizers.Adam(self._rate)
             self.optimizer.build(self.captioner.trainable_variables)
             self.averages = WeightAverages(self.captioner.trainable_variables, settings.ema_decay)
-        fitted = Fitted(self.captioner, self.optimizer, self.averages)
+            self.loss_scale = LossScale(settings.precision)
+        fitted = Fitted(self.captioner, self.optimizer, self.averages, self.loss_scale)
         self._objective = self._make_objective()
         self._step = TrainingStep(
             fitted, run.strategy, settings, self._objective, self._vocabulary.pad_id
@@ -141,8 +143,9 @@ class Trainer:
           log: takes one line for each validation.
 
         Raises:
-          CheckFailed: loss or gradient is no longer finite, or the cross-entropy far above that of
-            a model that knows nothing; the last checkpoint before it stays.
+          CheckFailed: loss or gradient is no longer finite (in float16, whatever the loss is
+            scaled by), or the cross-entropy far above that of a model that knows nothing; the
+            last checkpoint before it stays.
           InvalidInput: a damaged shard.
         """
         step = self._restore(log)
@@ -188,7 +191,7 @@ class Trainer:
         note = ""
         if validates or saves or step % _LOG_STEPS == 0:
             self._check(step, taken)
-            numbers = self._numbers(step, taken) | meter.read()
+            numbers = self._numbers(taken) | meter.read()
             for name, value in numbers.items():
                 tf.summary.scalar(f"training/{name}", value, step=step)
             note = f"loss {numbers['loss']:.3f}, {numbers['captions_per_s']:.0f} captions/s"
@@ -202,14 +205,21 @@ class Trainer:
             meter.restart()
         return note
 
-    def _numbers(self, step: int, taken: Taken) -> dict[str, float]:
-        return {
+    def _numbers(self, taken: Taken) -> dict[str, float]:
+        numbers = {
             "loss": float(taken.loss),
             self._objective.measure: float(taken.measured),
             "gradient_norm": float(taken.gradient_norm),
-            # The rate that this step took, not the next one's.
-            "learning_rate": float(self._rate(step - 1)),
+            # The rate that the last step took, not the next one's; a step that was skipped is
+            # none of the optimiser's.
+            "learning_rate": float(
+                self._rate(max(int(self.optimizer.iterations.value.numpy()) - 1, 0))
+            ),
         }
+        if self._run.config.training.precision == FLOAT16:
+            numbers["loss_scale"] = float(taken.loss_scale)
+        # A skipped step's gradient has no norm, and JSON no word for that.
+        return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
     def _restore(self, log: Callable[[str], None]) -> int:
         if self._checkpoints.restore(log):
@@ -323,7 +333,9 @@ class Trainer:
         # Of a cross-entropy in nats; CIDEr-D never gets as high.
         most = _EXPLODED * math.log(len(self._vocabulary))
         loss, norm = float(taken.loss), float(taken.gradient_norm)
-        if math.isfinite(loss) and math.isfinite(norm) and float(taken.measured) <= most:
+        # A gradient that a lower scale of the loss may save was skipped, not taken.
+        sound = math.isfinite(norm) or float(taken.loss_scale) > LEAST
+        if math.isfinite(loss) and sound and float(taken.measured) <= most:
             return
         keys = batch_keys(self._train_split, self._stream(step - 1))
         measure = self._objective.measure.replace("_", "-")

@@ -3,11 +3,14 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from model.errors import InvalidInput
 from model.settings import Section
 
 CROSS_ENTROPY, SELF_CRITICAL = STAGES = ("cross_entropy", "self_critical")
 MEAN, GREEDY = BASELINES = ("mean", "greedy")
 CONSTANT, COSINE, STEP, PLATEAU = SCHEDULES = ("constant", "cosine", "step", "plateau")
+
+FLOAT32, BFLOAT16, FLOAT16 = PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,10 @@ class TrainingConfig(Section):
       l2: weight of half the sum of squares of every weight matrix.
       ema_decay: of the moving average of the weights that is validated and kept as the best;
         0 is the weights themselves.
+      precision: of training's matmuls and attention, one of PRECISIONS; weights, softmax, loss,
+        gradients and Adam are float32 in each, and so is all decoding. float16 scales the loss.
+      xla: compile loss and gradient of the cross-entropy with XLA, once for each padded size of a
+        batch.
       seed: of initial weights, shuffling, dropout and sampling.
       shuffle_buffer: records held to be shuffled.
       checkpoint_steps: steps between checkpoints.
@@ -71,6 +78,8 @@ class TrainingConfig(Section):
     attention_penalty: float = 0.0
     l2: float = 0.0
     ema_decay: float = 0.0
+    precision: str = FLOAT32
+    xla: bool = False
     seed: int = 0
     shuffle_buffer: int = 1024
     checkpoint_steps: int = 500
@@ -99,6 +108,13 @@ class TrainingConfig(Section):
         self.check_range("attention_penalty", 0.0)
         self.check_range("l2", 0.0)
         self.check_range("ema_decay", 0.0, 0.99999)
+        self.check_choice("precision", PRECISIONS)
+        if self.xla and self.stage == SELF_CRITICAL:
+            # The reward is plain Python in the middle of what would be compiled.
+            raise InvalidInput(
+                f"training.xla true with training.stage {SELF_CRITICAL}, expected "
+                f"{CROSS_ENTROPY}; set xla=false for this stage"
+            )
         self.check_range("seed", 0, 1_000_000)
         self.check_range("shuffle_buffer", 1)
         self.check_range("checkpoint_steps", 1)

@@ -7,9 +7,11 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
+from model import xla
 from model.averages import WeightAverages
 from model.captioner import Captioner
-from model.losses import doubly_stochastic_penalty, l2_penalty
+from model.loss_scale import LossScale
+from model.losses import count_labels, doubly_stochastic_penalty, l2_penalty
 from model.objectives import Batch, Objective
 from model.training_config import TrainingConfig
 
@@ -21,6 +23,7 @@ class Taken(NamedTuple):
       loss: what was minimised, penalties included, float32 [].
       measured: mean of the objective's measure, float32 [].
       gradient_norm: global norm before clipping, float32 [].
+      loss_scale: at which the gradient was computed, float32 [].
       captions: that were read, float32 [].
       stopping: whether any process wants to stop, bool [].
     """
@@ -28,8 +31,41 @@ class Taken(NamedTuple):
     loss: tf.Tensor
     measured: tf.Tensor
     gradient_norm: tf.Tensor
+    loss_scale: tf.Tensor
     captions: tf.Tensor
     stopping: tf.Tensor
+
+
+class Counts(NamedTuple):
+    """What a step's sums are divided by, and who ends it; float32 [].
+
+    Attributes:
+      words: that the loss is the mean over.
+      captions: rows of the batch.
+      measured: what the objective's measure is divided by.
+      stops: processes that want to stop.
+    """
+
+    words: tf.Tensor
+    captions: tf.Tensor
+    measured: tf.Tensor
+    stops: tf.Tensor
+
+
+class Gradients(NamedTuple):
+    """A replica's share of a step, before the replicas' gradients meet.
+
+    Attributes:
+      loss: its share of the global mean loss, float32 [].
+      measured: of the objective's measure, float32 [].
+      counts: of all replicas.
+      scaled: gradients of the loss times its scale.
+    """
+
+    loss: tf.Tensor
+    measured: tf.Tensor
+    counts: Counts
+    scaled: list[tf.Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,11 +76,13 @@ class Fitted:
       captioner: its weights.
       optimizer: its state.
       averages: of the weights.
+      loss_scale: of the next step.
     """
 
     captioner: Captioner
     optimizer: keras.optimizers.Optimizer
     averages: WeightAverages
+    loss_scale: LossScale
 
 
 class TrainingStep:
@@ -68,6 +106,7 @@ class TrainingStep:
     ) -> None:
         self._fitted, self._strategy, self._config = fitted, strategy, config
         self._objective, self._pad_id = objective, pad_id
+        self._xla_gradients = xla.compiled(self._gradients_of)
 
     def compiled(self, batch_spec: object) -> Callable[[Batch, tf.Tensor, tf.Tensor], Taken]:
         """One trace for batches of any length."""
@@ -76,47 +115,84 @@ class TrainingStep:
 
     def __call__(self, batch: Batch, step: tf.Tensor, stop: tf.Tensor) -> Taken:
         """Take a step on all replicas."""
-        taken = self._strategy.run(self._on_replica, args=(batch, step, stop))
-        self._fitted.averages.update(step)
+        taken, gradients = self._strategy.run(self._on_replica, args=(batch, step, stop))
         total, first = tf.distribute.ReduceOp.SUM, self._strategy.experimental_local_results
         shares = (self._strategy.reduce(total, share, axis=None) for share in taken[:2])
         # The others are the same on every replica.
-        return Taken(*shares, *(first(value)[0] for value in taken[2:]))
+        taken = Taken(*shares, *(first(value)[0] for value in taken[2:]))
 
-    def _on_replica(self, batch: Batch, step: tf.Tensor, stop: tf.Tensor) -> Taken:
-        """One replica's share of the global mean loss; gradients are summed over replicas."""
+        def apply() -> None:
+            self._strategy.run(self._apply, args=(gradients,))
+            self._fitted.averages.update(step)
+
+        self._fitted.loss_scale.take(taken.gradient_norm, apply)
+        return taken
+
+    def _on_replica(
+        self, batch: Batch, step: tf.Tensor, stop: tf.Tensor
+    ) -> tuple[Taken, list[tf.Tensor]]:
+        """One replica's share of the global mean loss, and the clipped global gradient."""
+        scale = self._fitted.loss_scale
+        share = self._gradients(batch, step, stop, scale.value)
         context = tf.distribute.get_replica_context()
-        total = tf.distribute.ReduceOp.SUM
+        gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, share.scaled)
+        gradients, norm = self._clipped(scale.unscaled(gradients))
+        counts = share.counts
+        taken = Taken(
+            share.loss, share.measured, norm, scale.value, counts.captions, counts.stops > 0
+        )
+        return taken, gradients
+
+    def _apply(self, gradients: list[tf.Tensor]) -> None:
+        """Change the weights on one replica, which has the clipped global gradient already."""
+        # Keras sums over replicas once more.
+        replicas = float(tf.distribute.get_replica_context().num_replicas_in_sync)
+        variables = self._fitted.captioner.trainable_variables
+        self._fitted.optimizer.apply([gradient / replicas for gradient in gradients], variables)
+
+    def _gradients(
+        self, batch: Batch, step: tf.Tensor, stop: tf.Tensor, scale: tf.Tensor
+    ) -> Gradients:
+        """One replica's share; the replicas meet once for all that they count."""
+        context = tf.distribute.get_replica_context()
+        replica = tf.cast(context.replica_id_in_sync_group, tf.int32)
+        seed = replica_seed(self._config.seed, replica, context.num_replicas_in_sync, step)
+        stops = tf.cast(stop, tf.float32)
+        if not self._config.xla:
+            return self._gradients_of(
+                batch, seed, step, scale, lambda own: _over_replicas(own._replace(stops=stops))
+            )
+        # Inside of what XLA compiles they cannot meet, so labels are counted before.
+        words, captions = count_labels(batch["labels"], self._pad_id)
+        counts = _over_replicas(Counts(words, captions, words, stops))
+        return self._xla_gradients(xla.padded(batch, self._pad_id), seed, step, scale, counts)
+
+    def _gradients_of(
+        self,
+        batch: Batch,
+        seed: tf.Tensor,
+        step: tf.Tensor,
+        scale: tf.Tensor,
+        counts: Counts | Callable[[Counts], Counts],
+    ) -> Gradients:
+        """As `_gradients`, of counts over all replicas, or what makes them of this replica's."""
+        config = self._config
         variables = self._fitted.captioner.trainable_variables
         with tf.GradientTape() as tape:
-            loss, measured, captions, stopping = self._loss(batch, step, stop)
-        gradients = [tf.convert_to_tensor(g) for g in tape.gradient(loss, variables)]
-        gradients, norm = self._clipped(context.all_reduce(total, gradients))
-        # Keras sums over replicas once more; each has the clipped global gradient already.
-        replicas = float(context.num_replicas_in_sync)
-        self._fitted.optimizer.apply([gradient / replicas for gradient in gradients], variables)
-        return Taken(loss, measured, norm, captions, stopping)
-
-    def _loss(
-        self, batch: Batch, step: tf.Tensor, stop: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-        """This replica's share of loss and measure; all captions; whether any stops."""
-        config, context = self._config, tf.distribute.get_replica_context()
-        replicas = context.num_replicas_in_sync
-        replica = tf.cast(context.replica_id_in_sync_group, tf.int32)
-        aim = self._objective(batch, replica_seed(config.seed, replica, replicas, step), step)
-        penalty, captions = doubly_stochastic_penalty(aim.attention, aim.labels, self._pad_id)
-        # One meeting of the replicas for all that they count.
-        counts = tf.stack([aim.words, captions, aim.measured_count, tf.cast(stop, tf.float32)])
-        counts = context.all_reduce(tf.distribute.ReduceOp.SUM, counts)
-        words, captions, measured_count, stops = tf.unstack(counts)
-        loss, measured = aim.loss / words, aim.measured / measured_count
-        if config.attention_penalty:
-            loss += config.attention_penalty * penalty / captions
-        if config.l2:
-            variables = self._fitted.captioner.trainable_variables
-            loss += config.l2 * l2_penalty(variables) / replicas
-        return loss, measured, captions, stops > 0
+            aim = self._objective(batch, seed, step)
+            if callable(counts):
+                _, captions = count_labels(aim.labels, self._pad_id)
+                own = Counts(aim.words, captions, aim.measured_count, tf.constant(0.0))
+                counts = counts(own)
+            loss = aim.loss / counts.words
+            if config.attention_penalty:
+                penalty, _ = doubly_stochastic_penalty(aim.attention, aim.labels, self._pad_id)
+                loss += config.attention_penalty * penalty / counts.captions
+            if config.l2:
+                loss += config.l2 * l2_penalty(variables) / self._strategy.num_replicas_in_sync
+            scaled = loss * scale
+        gradients = [tf.convert_to_tensor(g) for g in tape.gradient(scaled, variables)]
+        return Gradients(loss, aim.measured / counts.measured, counts, gradients)
 
     def _clipped(self, gradients: list[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
         """Gradients clipped by value, then by norm; the norm before."""
@@ -130,6 +206,13 @@ class TrainingStep:
         if config.clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, config.clip_norm)
         return gradients, norm
+
+
+def _over_replicas(own: Counts) -> Counts:
+    """A replica's counts, summed over all of them."""
+    context = tf.distribute.get_replica_context()
+    counts = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.stack(own))
+    return Counts(*tf.unstack(counts))
 
 
 def replica_seed(seed: int, replica: tf.Tensor, replicas: int, step: tf.Tensor) -> tf.Tensor:

@@ -214,7 +214,9 @@ def test_tied_output_has_the_embeddings_for_weights(embedding_size: int) -> None
         projected = state @ weights["projection/kernel"].numpy()
     table = weights["embedding/embeddings"].numpy()
     expected = projected @ table.T + np.arange(VOCABULARY)
-    np.testing.assert_allclose(captioner._logits(tf.constant(state)), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        captioner._logits(tf.constant(state), captioner.look(GRID)), expected, atol=1e-5
+    )
     unrolled, _ = captioner(GRID, TOKENS, IMAGE_INDEX)
     memory = captioner.look(GRID).rows(IMAGE_INDEX)
     first, _, _ = captioner.step(TOKENS[:, 0], captioner.initial_state(3), memory)

@@ -62,12 +62,12 @@ def loss_with(tmp_path: Path, *changes: tuple[str, object]) -> tuple[float, Trai
     run = make_run(tmp_path, "-".join(str(value) for _, value in changes), 1, *changes)
     trainer = Trainer(run)
     batch = next(iter(trainer._batches(0)))
-    loss, _, captions, stopping = trainer._strategy.run(
-        trainer._step._loss, args=(batch, tf.constant(STEP), tf.constant(0))
+    taken, _ = trainer._strategy.run(
+        trainer._step._on_replica, args=(batch, tf.constant(STEP), tf.constant(0))
     )
-    assert float(captions) == len(batch["labels"])
-    assert not stopping
-    return float(loss), trainer, batch
+    assert float(taken.captions) == len(batch["labels"])
+    assert not taken.stopping
+    return float(taken.loss), trainer, batch
 
 
 def entropy(trainer: Trainer, batch: Batch, smoothing: float = 0.0, **sampling: object) -> float:

@@ -71,6 +71,7 @@ def kept(trainer: Trainer) -> list[np.ndarray]:
     """All that a checkpoint must hold."""
     plateau = trainer.progress.plateau
     variables = [*trainer.optimizer.variables, *trainer.averages.variables, *plateau.variables]
+    variables += trainer.loss_scale.variables
     values = [variable.numpy() for variable in (*variables, trainer.progress.best_score)]
     return [*weights(trainer), *values]
 
