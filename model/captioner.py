@@ -195,19 +195,26 @@ class Captioner(keras.Model):
         state, weights = self._advance(embedded, state, memory)
         return self._logits(state[-1] * kept.output[:, time], memory), state, weights
 
-    def read(self, tokens: tf.Tensor, memory: Memory, kept: Kept) -> tuple[tf.Tensor, tf.Tensor]:
+    def read(
+        self,
+        tokens: tf.Tensor,
+        memory: Memory,
+        kept: Kept,
+        places: tf.Tensor | None = None,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """What `practise` predicts at each word of whole captions.
 
         Args:
           tokens: `<start>` first, int32 [M, T].
           memory: of M rows.
           kept: units at the T places.
+          places: see `call`.
 
         Returns:
-          Logits [M, T, V], for the word after each; attention weights [M, T, P]; float32.
+          As `call`.
         """
         states, weights = self._read(self._embedding(tokens) * kept.embedding, memory)
-        return self._logits(states * kept.output, memory), weights
+        return self._logits(states * kept.output, memory, places), weights
 
     def _advance(
         self, embedded: tf.Tensor, state: State, memory: Memory
@@ -225,6 +232,7 @@ class Captioner(keras.Model):
         seed: tf.Tensor | None = None,
         sampling_share: tf.Tensor | None = None,
         precision: str = FLOAT32,
+        places: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Teacher forcing: every word of every caption, predicted from the words before it.
 
@@ -236,9 +244,12 @@ class Captioner(keras.Model):
           sampling_share: scheduled sampling (Bengio et al. 2015): the share float32 [] of words
             that are read as the model would have written them; None reads the captions.
           precision: see `look`.
+          places: bool [M, T], where logits are asked for: padding costs as much as a word, and
+            the vocabulary most of all. None is everywhere.
 
         Returns:
-          Logits [M, T, V], for the word after each; attention weights [M, T, P]; float32.
+          Logits [M, T, V], for the word after each, or [places, V], row by row; attention weights
+          [M, T, P]; float32.
         """
         memory = self.look(grid, seed, precision).rows(image_index)
         if seed is not None and sampling_share is not None:
@@ -246,7 +257,7 @@ class Captioner(keras.Model):
         # Units are drawn in float32, so that each precision drops the same.
         embedded = self._drop(self._embedding(tokens), seed, _EMBEDDINGS)
         states, weights = self._read(embedded, memory)
-        return self._logits(self._drop(states, seed, _OUTPUT), memory), weights
+        return self._logits(self._drop(states, seed, _OUTPUT), memory, places), weights
 
     def _read(self, embedded: tf.Tensor, memory: Memory) -> tuple[tf.Tensor, tf.Tensor]:
         """Embeddings [M, T, E] → top states [M, T, H], attention weights [M, T, P]."""
@@ -304,8 +315,10 @@ class Captioner(keras.Model):
         start = _Sampling(self.initial_state(rows), first, first)
         return tf.transpose(tf.scan(advance, places, start).word)
 
-    def _logits(self, top: tf.Tensor, memory: Memory) -> tf.Tensor:
+    def _logits(self, top: tf.Tensor, memory: Memory, places: tf.Tensor | None = None) -> tf.Tensor:
         """States of the top GRU [..., H] → [..., V], computed in the memory's dtype; float32."""
+        if places is not None:
+            top = tf.boolean_mask(top, places)
         top = tf.cast(top, memory.cells.dtype)
         if self.config.tie_embeddings:
             logits = self._tied_output(top, self._embedding.embeddings)

@@ -21,9 +21,9 @@ def masked_cross_entropy(
     caption elsewhere; so sum and count are returned apart, to be added over all replicas.
 
     Args:
-      logits: float32 [M, T, V].
-      labels: the word to be predicted, `<end>` last, int32 [M, T]; padding is masked by
-        the label, never by the input.
+      logits: float32 [..., V], of M captions at T places or of the words alone.
+      labels: the word to be predicted, `<end>` last, int32 [...]; padding is masked by the
+        label, never by the input.
       pad_id: padding's id.
       label_smoothing: share of the probability spread evenly over the V words
         (Szegedy et al. 2016, section 7).

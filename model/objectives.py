@@ -75,6 +75,9 @@ class CrossEntropy:
         sampled = None
         if config.scheduled_sampling:
             sampled = sampling_share(config, self._steps_per_epoch, step)
+        labels = batch["labels"]
+        # XLA wants to know how many there are.
+        counting = None if config.xla else labels != self._pad_id
         logits, attention = self._captioner(
             batch["grid"],
             batch["inputs"],
@@ -82,7 +85,8 @@ class CrossEntropy:
             seed=seed,
             sampling_share=sampled,
             precision=config.precision,
+            places=counting,
         )
-        labels = batch["labels"]
-        entropy, words = masked_cross_entropy(logits, labels, self._pad_id, config.label_smoothing)
+        wanted = labels if counting is None else tf.boolean_mask(labels, counting)
+        entropy, words = masked_cross_entropy(logits, wanted, self._pad_id, config.label_smoothing)
         return Aim(entropy, words, labels, attention, entropy, words)

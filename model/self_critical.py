@@ -81,18 +81,18 @@ class SelfCritical:
         kept = captioner.kept(rows, settings.max_length + 1, seed)
         drawn = self._cut(self._draw(memory, kept, images, grid.shape[1], seed))
         advantage, rewards = self._judge(batch, drawn.labels)
-        logits, attention = captioner.read(
-            drawn.inputs, memory, kept.until(tf.shape(drawn.labels)[1])
-        )
+        written = drawn.labels != settings.pad_id
+        units = kept.until(tf.shape(drawn.labels)[1])
+        logits, attention = captioner.read(drawn.inputs, memory, units, written)
         # Nats, of the distribution that was drawn from.
         surprise = tf.nn.sparse_softmax_cross_entropy_with_logits(
-            labels=drawn.labels, logits=without_blocked(logits, settings)
+            labels=tf.boolean_mask(drawn.labels, written),
+            logits=without_blocked(logits, settings),
         )
-        counts = tf.cast(drawn.labels != settings.pad_id, tf.float32)
-        loss = tf.reduce_sum(advantage[:, tf.newaxis] * tf.where(counts > 0, surprise, 0.0))
+        loss = tf.reduce_sum(tf.gather(advantage, tf.where(written)[:, 0]) * surprise)
         return Aim(
             loss=loss,
-            words=tf.reduce_sum(counts),
+            words=tf.reduce_sum(tf.cast(written, tf.float32)),
             labels=drawn.labels,
             attention=attention,
             measured=tf.reduce_sum(rewards),

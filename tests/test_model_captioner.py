@@ -275,3 +275,15 @@ def test_a_share_of_the_words_is_sampled(captioner: Captioner) -> None:
     np.testing.assert_array_equal(partly(0.0, 1), tokens)
     # Words are drawn, not the most probable taken: equal rows get unequal words.
     assert len({tuple(row) for row in partly(1.0, 1)}) > 100
+
+
+def test_the_vocabulary_is_projected_where_it_is_asked_for(captioner: Captioner) -> None:
+    generator = np.random.default_rng(6)
+    grid = generator.normal(size=(2, CELLS, FEATURES)).astype(np.float16)
+    tokens = generator.integers(0, VOCABULARY, (3, 5)).astype(np.int32)
+    places = np.array([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]], bool)
+    rows = tf.constant([0, 1, 1])
+    whole, _ = captioner(grid, tokens, rows)
+    asked, weights = captioner(grid, tokens, rows, places=tf.constant(places))
+    np.testing.assert_allclose(asked, whole.numpy()[places], atol=1e-6)
+    assert weights.shape == (3, 5, CELLS)

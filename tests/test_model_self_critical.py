@@ -39,7 +39,9 @@ def objective(
 ) -> tuple[SelfCritical, Captioner, Batch]:
     """Of a captioner that knows nothing, and a batch of four images."""
     trainer = Trainer(make_run(tmp_path, "model", 1, STAGE, ("samples", SAMPLES), *changes))
-    return trainer._objective, trainer.captioner, next(iter(trainer._batches(0)))
+    aim = trainer._objective
+    assert isinstance(aim, SelfCritical)
+    return aim, trainer.captioner, next(iter(trainer._batches(0)))
 
 
 def drawn(aim: SelfCritical, captioner: Captioner, batch: Batch) -> tf.Tensor:
@@ -51,7 +53,7 @@ def drawn(aim: SelfCritical, captioner: Captioner, batch: Batch) -> tf.Tensor:
     return aim._cut(found).labels
 
 
-def words_of(labels: np.ndarray) -> list[str]:
+def words_of(labels: np.ndarray | list[list[int]]) -> list[str]:
     """Labels as text, `<end>` among the words."""
     vocabulary = tiny.make_vocabulary()
     special = {vocabulary.end_id: END}
