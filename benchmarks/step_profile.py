@@ -96,5 +96,5 @@ def _draw(shares: dict[str, float]) -> None:
     axes.barh(list(shown), [100 * share for share in shown.values()], color=colours)
     axes.invert_yaxis()
     axes.set_xlabel("share of the operations' time, %")
-    axes.set_title("A training step: 512 units, 10,000 words, 160 captions")
+    figure.suptitle("A training step: 512 units, 10,000 words, 160 captions")
     figure.savefig(FIGURE, dpi=120)
