@@ -19,15 +19,13 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
-from model.progress import Progress
 from tests.mutation_table import MUTATIONS, Mutation
 
 ROOT = Path(__file__).parents[1]
@@ -86,7 +84,7 @@ def judge(
     *,
     jobs: int = 1,
     timeout_s: float = TIMEOUT_S,
-) -> list[Verdict]:
+) -> Iterator[Verdict]:
     """Try every mutation.
 
     Args:
@@ -96,7 +94,7 @@ def judge(
       jobs: mutations tried at once, each in a copy of its own.
       timeout_s: longest time for a mutation's test.
 
-    Returns:
+    Yields:
       A verdict for each mutation, in their order.
     """
     with tempfile.TemporaryDirectory(prefix="captionbeam-mutations-") as scratch:
@@ -107,17 +105,9 @@ def judge(
             free.put(copy)
         owners = dict.fromkeys(mutation.test for mutation in mutations)
         unchanged = run_tests(copy, list(owners), timeout_s * len(owners), jobs)
-        with (
-            closing(Progress("mutations", len(mutations), "mutations")) as line,
-            ThreadPoolExecutor(jobs) as pool,
-        ):
-
-            def verdict(mutation: Mutation) -> Verdict:
-                found = _verdict(mutation, unchanged, free, timeout_s)
-                line.advance(note="" if found.caught else f"{mutation.how}: not caught")
-                return found
-
-            return list(pool.map(verdict, mutations))
+        with ThreadPoolExecutor(jobs) as pool:
+            try_one = partial(_verdict, unchanged=unchanged, free=free, timeout_s=timeout_s)
+            yield from pool.map(try_one, mutations)
 
 
 def _copy(root: Path, target: Path, names: Sequence[str]) -> None:
@@ -133,6 +123,7 @@ def _copy(root: Path, target: Path, names: Sequence[str]) -> None:
 
 def _verdict(
     mutation: Mutation,
+    *,
     unchanged: list[Case] | str,
     free: SimpleQueue[Path],
     timeout_s: float,
@@ -167,7 +158,9 @@ def apply(mutation: Mutation, text: str) -> str:
     try:
         compile(changed, mutation.file, "exec")
     except SyntaxError as error:
-        raise MutationError(f"{mutation.file}: {mutation.after!r} is no Python ({error})") from error
+        raise MutationError(
+            f"{mutation.file}: {mutation.after!r} is no Python ({error})"
+        ) from error
     return changed
 
 
@@ -265,16 +258,18 @@ def select(mutations: Sequence[Mutation], text: str) -> list[Mutation]:
     ]
 
 
-def table(verdicts: Sequence[Verdict]) -> str:
-    """All verdicts in Markdown, and how many are caught."""
-    lines = ["| trap | brought back as | test | caught |", "|---|---|---|---|"]
+def report(verdicts: Iterable[Verdict]) -> bool:
+    """Print each verdict when it is there, as a table in Markdown; whether all are caught."""
+    print("| trap | brought back as | test | caught |\n|---|---|---|---|", flush=True)
+    caught: list[bool] = []
     for verdict in verdicts:
         mutation = verdict.mutation
         end = f"yes: {verdict.reason}" if verdict.caught else f"**no**: {verdict.reason}"
         cells = (mutation.trap, f"{mutation.how} ({mutation.file})", mutation.test, end)
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    caught = sum(verdict.caught for verdict in verdicts)
-    return "\n".join([*lines, "", f"{caught} of {len(verdicts)} caught"])
+        print("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |", flush=True)
+        caught.append(verdict.caught)
+    print(f"\n{sum(caught)} of {len(caught)} caught")
+    return all(caught)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -287,9 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = select(MUTATIONS, args.only)
     if not chosen:
         parser.exit(2, f"--only {args.only!r}: no mutation has that text; see mutation_table.py\n")
-    verdicts = judge(chosen, ROOT, jobs=max(1, args.jobs))
-    print(table(verdicts))
-    return 0 if all(verdict.caught for verdict in verdicts) else 1
+    return 0 if report(judge(chosen, ROOT, jobs=max(1, args.jobs))) else 1
 
 
 if __name__ == "__main__":

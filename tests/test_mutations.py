@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.mutation_table import MUTATIONS, TRAPS, WITHOUT_CODE, Mutation
-from tests.mutations import MutationError, apply, judge, main, run_tests, select, table
+from tests.mutations import apply, judge, main, report, run_tests, select
 
 ROOT = Path(__file__).parents[1]
 DESIGN = ROOT.parent / "shared" / "DESIGN.md"
@@ -87,7 +87,9 @@ def test_that_is_skipped():
 
 
 def fake(before: str, after: str, test: str) -> Mutation:
-    return Mutation("trap", f"{before} to {after}", "fake.py", before, after, f"test_fake.py::{test}")
+    return Mutation(
+        "trap", f"{before} to {after}", "fake.py", before, after, f"test_fake.py::{test}"
+    )
 
 
 def write_fake(root: Path) -> tuple[str, ...]:
@@ -105,7 +107,9 @@ FATES = {
     "fake.py has 'x - x' 0 times, expected it once": fake("x - x", "x", "test_double"),
     "fake.py has 'return ' 2 times, expected it once": fake("return ", "pass", "test_double"),
     "fake.py: 'x +' is no Python": fake("x + x", "x +", "test_double"),
-    "pytest ended with 4: ImportError: cannot import name 'at_least'": fake("def at_least", "def at_most", "test_double"),
+    "pytest ended with 4: ImportError: cannot import name 'at_least'": fake(
+        "def at_least", "def at_most", "test_double"
+    ),
     "no assertion fails, the code does: ZeroDivisionError": fake("x + x", "x // 0", "test_double"),
     "an error outside of the test: failed on setup": fake(
         "max(x, least)", "0", "test_with_a_fixture"
@@ -117,19 +121,23 @@ FATES = {
 }
 
 
-def test_only_an_assertion_that_fails_is_a_catch(tmp_path: Path) -> None:
+def test_only_an_assertion_that_fails_is_a_catch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     names = write_fake(tmp_path)
-    verdicts = judge(list(FATES.values()), tmp_path, names, jobs=2)
+    verdicts = list(judge(list(FATES.values()), tmp_path, names, jobs=2))
     for expected, verdict in zip(FATES, verdicts, strict=True):
         assert verdict.caught is expected.startswith("yes: ")
         assert verdict.reason.startswith(expected.removeprefix("yes: "))
     assert (tmp_path / "fake.py").read_text() == FAKE
-    lines = table(verdicts).splitlines()
+    assert not report(verdicts)
+    lines = capsys.readouterr().out.splitlines()
     assert lines[2].startswith(
         "| trap | x + x to x * x (fake.py) | test_fake.py::test_double | yes: assert 9 == (2 * 3)"
     )
     assert lines[3].endswith("| **no**: the test passes |")
     assert lines[-1] == f"1 of {len(FATES)} caught"
+    assert report([verdict for verdict in verdicts if verdict.caught])
 
 
 def test_a_test_that_is_not_there_shows_nothing(tmp_path: Path) -> None:
