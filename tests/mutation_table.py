@@ -61,8 +61,6 @@ TRAPS = (
     *(VOCABULARY, VALIDATION, BEST, RESUME, ATTENTION, DOUBLY_STOCHASTIC, REWARD, SCALE, ZIP),
     *(LAST_BATCH, POISON, BATCH_MATES, TRUNCATED),
 )
-# Traps that nothing here can fall into.
-WITHOUT_CODE = {REWARD: "training has no self-critical phase"}
 
 _DATASET, _LOSSES = "tests/test_model_dataset.py", "tests/test_model_losses.py"
 _CAPTIONER, _SEARCH = "tests/test_model_captioner.py", "tests/test_model_search.py"
@@ -70,7 +68,7 @@ _PREPARED, _METRICS = "tests/test_model_preprocessing.py", "tests/test_model_met
 _TRAINER, _RESUMING = "tests/test_model_trainer.py", "tests/test_model_resuming.py"
 # One of its cases is enough, and quick.
 _WIDE_BEAM = f"{_SEARCH}::test_wide_beam_finds_every_caption_in_order[0.0-0]"
-_JOBS = "tests/test_pipelines_jobs.py"
+_CRITICAL, _JOBS = "tests/test_model_self_critical.py", "tests/test_pipelines_jobs.py"
 
 MUTATIONS = (
     Mutation(
@@ -110,8 +108,8 @@ MUTATIONS = (
         TOKEN_COUNT,
         "each replica divides by its own number of words",
         "model/training_step.py",
-        "entropy / words",
-        "entropy / tf.math.count_nonzero(labels, dtype=tf.float32) / replicas",
+        "aim.loss / words",
+        "aim.loss / aim.words / replicas",
         "tests/test_model_replicas.py::test_two_replicas_train_the_weights_of_one",
     ),
     Mutation(
@@ -372,6 +370,22 @@ MUTATIONS = (
         "attended - target",
         "attended - 1.0",
         f"{_LOSSES}::test_attention_that_is_even_has_no_penalty",
+    ),
+    Mutation(
+        REWARD,
+        "dropped from captions and references",
+        "model/self_critical.py",
+        "if word != pad]",
+        "if word not in (pad, self._vocabulary.end_id)]",
+        f"{_CRITICAL}::test_an_end_is_rewarded_and_missed_where_there_is_none",
+    ),
+    Mutation(
+        REWARD,
+        "the weights of n-grams know none",
+        "model/self_critical.py",
+        "[*ids.tolist(), end]",
+        "[*ids.tolist()]",
+        f"{_CRITICAL}::test_minimises_surprise_times_advantage[mean]",
     ),
     Mutation(
         SCALE,

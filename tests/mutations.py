@@ -206,9 +206,9 @@ def run_tests(
     Returns:
       What ran, or in one line why nobody knows.
     """
-    report = copy.with_name("report.xml")
-    report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    results = copy.with_name("results.xml")
+    results.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={results}"]
     command += [f"--basetemp={copy.with_name('tmp')}", "--override-ini=addopts="]
     command += [f"--numprocesses={workers}", "--dist=loadfile"] if workers > 1 else []
     environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -229,11 +229,11 @@ def run_tests(
         process.communicate()
         return f"no end within {timeout_s:g} s"
     # 0: all passed; 1: some did not. Anything else is no answer of the tests.
-    if process.returncode not in (0, 1) or not report.exists():
+    if process.returncode not in (0, 1) or not results.exists():
         lines = [line for line in said.splitlines() if line.strip()] or ["no output"]
         told = next((line for line in lines if line.startswith("E ")), lines[-1])
         return f"pytest ended with {process.returncode}: {told.removeprefix('E').strip()}"
-    return [_case(element) for element in ET.parse(report).iter("testcase")]
+    return [_case(element) for element in ET.parse(results).iter("testcase")]
 
 
 def _case(element: ET.Element) -> Case:
