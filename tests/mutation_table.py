@@ -108,8 +108,8 @@ MUTATIONS = (
         TOKEN_COUNT,
         "each replica divides by its own number of words",
         "model/training_step.py",
-        "aim.loss / words",
-        "aim.loss / aim.words / replicas",
+        "aim.loss / counts.words",
+        "aim.loss / aim.words / self._strategy.num_replicas_in_sync",
         "tests/test_model_replicas.py::test_two_replicas_train_the_weights_of_one",
     ),
     Mutation(
@@ -295,8 +295,8 @@ MUTATIONS = (
         BEST,
         "the likelihood of the captions of people",
         "model/trainer.py",
-        "score = cider(self._writer, self._validation_split, settings)",
-        'score = math.exp(-row["cross_entropy"])',
+        'row["val_cider"] = score',
+        'score = row["val_cider"] = math.exp(-row["cross_entropy"])',
         f"{_TRAINER}::test_validation_scores_are_those_of_free_running_captions",
     ),
     Mutation(
