@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 OUTPUT ?= demo-output
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow check bench lock clean
+.PHONY: demo test test-slow mutations check bench lock clean
 
 demo: $(STAMP)
 	$(BIN)/captionbeam demo --output $(OUTPUT)
@@ -16,6 +16,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# Each known trap brought back: does its test fail? Not part of CI.
+mutations: $(STAMP)
+	$(BIN)/python -m tests.mutations
 
 check: $(STAMP)
 	$(BIN)/ruff check .

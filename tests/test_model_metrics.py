@@ -204,6 +204,8 @@ def test_a_perfect_candidate_has_every_best_score() -> None:
 def test_punctuation_and_case_do_not_count() -> None:
     shouted = {key: f" {text.upper()} !" for key, text in CANDIDATES.items()}
     assert score(shouted, REFERENCES) == score(CANDIDATES, REFERENCES)
+    truths = {key: [f" {text.upper()} !" for text in texts] for key, texts in REFERENCES.items()}
+    assert score(CANDIDATES, truths) == score(CANDIDATES, REFERENCES)
 
 
 def test_an_empty_caption_scores_nothing_and_breaks_nothing() -> None:

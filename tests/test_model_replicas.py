@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,11 @@ import tensorflow as tf
 from model.errors import InvalidInput
 from model.strategies import _others_named, is_chief, make_strategy
 from tests import tiny
-from tests.trainer_fixtures import (
-    checkpoint_steps,
-)
+from tests.trainer_fixtures import EVERYTHING, checkpoint_steps, make_run
+
+# Clipping is active and lengths are uneven: both tell a wrong order of sum and clip.
+CHANGES = dict(EVERYTHING, dropout=0.0, clip_norm=0.1, scheduled_sampling=0.0)
+STEPS = 20
 
 
 @pytest.mark.parametrize(
@@ -56,11 +59,10 @@ from model import trainer as module
 from model.strategies import make_strategy
 chosen = make_strategy(strategy)
 from model.trainer import Run, train
-from tests.trainer_fixtures import EVERYTHING, kept, make_run, send_in_step, silent
+from tests.test_model_replicas import CHANGES, STEPS
+from tests.trainer_fixtures import kept, make_run, send_in_step, silent
 
-# Clipping is active and lengths are uneven: both tell a wrong order of sum and clip.
-settings = dict(EVERYTHING, dropout=0.0, clip_norm=0.1, scheduled_sampling=0.0)
-plain = make_run(root, name, 20, *settings.items())
+plain = make_run(root, name, STEPS, *CHANGES.items())
 # One process may be told to send itself a signal in its seventh step.
 for number in sys.argv[4:]:
     send_in_step(7, int(number))
@@ -74,11 +76,14 @@ print("replicas", chosen.num_replicas_in_sync)
 def start(
     root: Path, name: str, strategy: str, tf_config: str = "", number: int | None = None
 ) -> subprocess.Popen[str]:
+    sent = [] if number is None else [str(int(number))]
+    return start_python(TRAIN_TWENTY_STEPS, [str(root), name, strategy, *sent], tf_config)
+
+
+def start_python(script: str, arguments: Sequence[str], tf_config: str) -> subprocess.Popen[str]:
     environment = os.environ | ({"TF_CONFIG": tf_config} if tf_config else {})
-    command = [sys.executable, "-c", TRAIN_TWENTY_STEPS, str(root), name, strategy]
-    command += [] if number is None else [str(int(number))]
     return subprocess.Popen(
-        command,
+        [sys.executable, "-c", script, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -121,22 +126,25 @@ def test_two_replicas_train_the_weights_of_one(one_device: Path) -> None:
     assert_same_weights(one_device, "mirrored")
 
 
-def start_two(root: Path, name: str, number: int | None = None) -> list[subprocess.Popen[str]]:
-    """A cluster of two, of which the second sends itself a signal."""
+def cluster_of_two() -> list[str]:
+    """TF_CONFIG of each process."""
     ports = []
     with socket.socket() as one, socket.socket() as two:
         for listener in (one, two):
             listener.bind(("127.0.0.1", 0))
             ports.append(listener.getsockname()[1])
     workers = [f"127.0.0.1:{port}" for port in ports]
-    processes = []
-    for index in range(2):
-        task = {"type": "worker", "index": index}
-        tf_config = json.dumps({"cluster": {"worker": workers}, "task": task})
-        # Both look at one MODEL_DIR, as machines with a shared disk do.
-        sent = number if index == 1 else None
-        processes.append(start(root, name, "multiworker", tf_config, sent))
-    return processes
+    tasks = ({"type": "worker", "index": index} for index in range(2))
+    return [json.dumps({"cluster": {"worker": workers}, "task": task}) for task in tasks]
+
+
+def start_two(root: Path, name: str, number: int | None = None) -> list[subprocess.Popen[str]]:
+    """A cluster of two, of which the second sends itself a signal."""
+    # Both look at one MODEL_DIR, as machines with a shared disk do.
+    return [
+        start(root, name, "multiworker", tf_config, sent)
+        for tf_config, sent in zip(cluster_of_two(), (None, number), strict=True)
+    ]
 
 
 @pytest.mark.slow
@@ -163,6 +171,47 @@ def test_a_cluster_that_is_stopped_and_loses_a_process_goes_on(one_device: Path)
     assert re.search(r"CheckFailed: worker 1 \(127\.0\.0\.1:\d+\) no longer answers", err)
     assert [finish(process) for process in start_two(one_device, "mended")] == [2, 2]
     assert_same_weights(one_device, "mended")
+
+
+# The command, in a process that kills itself in its seventh step if it is told to.
+COMMAND = """
+import signal, sys
+from model.startup import import_tensorflow
+import_tensorflow()
+import captionbeam
+from tests.trainer_fixtures import send_in_step
+
+if sys.argv[1] == "dies":
+    send_in_step(7, signal.SIGKILL)
+sys.exit(captionbeam.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_cluster_whose_chief_dies_goes_on(one_device: Path) -> None:
+    """The chief saves, and the coordination service of the others lives in it."""
+    run = make_run(one_device, "headless", STEPS, *CHANGES.items())
+    settings = one_device / "headless.json"
+    settings.write_text(run.config.to_json(), encoding="utf-8")
+    arguments = ["train", f"--records={run.records}", f"--model_dir={run.model_dir}"]
+    arguments += [f"--config={settings}", f"--steps={STEPS}", "--strategy=multiworker"]
+    chief, survivor = (
+        start_python(COMMAND, [fate, *arguments], tf_config)
+        for fate, tf_config in zip(("dies", "lives"), cluster_of_two(), strict=True)
+    )
+    _, err = survivor.communicate(timeout=300)
+    chief.communicate(timeout=300)
+    assert chief.returncode == -signal.SIGKILL
+    assert survivor.returncode == 1
+    ours = [line for line in err.splitlines() if "captionbeam" in line]
+    assert len(ours) == 1, err[-2000:]
+    assert re.match(
+        r"captionbeam train: worker 0 \(127\.0\.0\.1:\d+\) no longer answers; ", ours[0]
+    )
+    assert "Traceback" not in err
+    assert checkpoint_steps(run.model_dir)[-1] == 6
+    assert [finish(process) for process in start_two(one_device, "headless")] == [2, 2]
+    assert_same_weights(one_device, "headless")
 
 
 def test_multiworker_without_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
