@@ -360,14 +360,15 @@ def test_xla_computes_the_same_with_everything_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw_by_place(monkeypatch)
-    trainer = Trainer(make_run(tmp_path, "model", 2, *EVERYTHING, WHOLE[0]))
-    batch = xla.padded(next(iter(trainer._batches(0))), 0)
+    plain, other = (
+        Trainer(make_run(tmp_path, str(on), 2, *EVERYTHING, WHOLE[0], ("xla", on)))
+        for on in (False, True)
+    )
+    batch = xla.padded(next(iter(plain._batches(0))), 0)
     counts = Counts(*tf.unstack(tf.constant([60.0, 14.0, 60.0, 0.0])))
     arguments = (batch, tf.constant([0, 5]), tf.constant(5), tf.constant(1.0), counts)
-    step = trainer._step
     assert_same_step(
-        tf.function(step._gradients_of)(*arguments),
-        xla.compiled(step._gradients_of)(*arguments),
+        tf.function(plain._step._gradients_of)(*arguments), other._step._xla_gradients(*arguments)
     )
 
 
