@@ -42,11 +42,13 @@ class Boxes:
       source: file they were read from.
       names: of all categories, in the words of model/tokeniser joined by blanks.
       pictures: boxes by name, of each picture by its file name.
+      sizes: width and height in pixels of each picture.
     """
 
     source: str
     names: frozenset[str]
     pictures: Mapping[str, Mapping[str, tuple[Box, ...]]]
+    sizes: Mapping[str, tuple[int, int]]
 
     def of(self, key: str) -> Mapping[str, tuple[Box, ...]] | None:
         """Boxes by name of a record's picture, which may be a mirror image.
@@ -57,10 +59,14 @@ class Boxes:
         Returns:
           None for a picture that the file does not have.
         """
-        found = self.pictures.get(key.removesuffix(FLIP_MARK))
+        found = self.pictures.get(_file_name(key))
         if found is None or not key.endswith(FLIP_MARK):
             return found
         return {name: tuple(box.mirrored() for box in boxes) for name, boxes in found.items()}
+
+    def size_of(self, key: str) -> tuple[int, int]:
+        """Width and height in pixels of a record's picture, one that the file has."""
+        return self.sizes[_file_name(key)]
 
 
 def read_boxes(path: Path) -> Boxes:
@@ -70,26 +76,31 @@ def read_boxes(path: Path) -> Boxes:
       InvalidInput: missing, not JSON, or not what COCO writes; the message says where.
     """
     document = _load(path)
-    names, sizes = {}, {}
+    names: dict[int, str] = {}
     for where, entry in _entries(document, "categories", path):
         name = _field(entry, "name", str, where)
         names[_field(entry, "id", int, where)] = " ".join(tokenise(name))
     pictures: dict[str, dict[str, tuple[Box, ...]]] = {}
     files: dict[int, str] = {}
+    sizes: dict[str, tuple[int, int]] = {}
     for where, entry in _entries(document, "images", path):
         file_name = _field(entry, "file_name", str, where)
         if file_name in pictures:
             raise InvalidInput(f"{where}: file_name {file_name!r} twice, expected each once")
         number = _field(entry, "id", int, where)
-        sizes[number] = _size(entry, where)
+        sizes[file_name] = _size(entry, where)
         files[number], pictures[file_name] = file_name, {}
     for where, entry in _entries(document, "annotations", path):
         number = _known(entry, "image_id", files, "images", where)
         name = names[_known(entry, "category_id", names, "categories", where)]
-        of_picture = pictures[files[number]]
-        box = _box(entry, sizes[number], where)
-        of_picture[name] = (*of_picture.get(name, ()), box)
-    return Boxes(str(path), frozenset(filter(None, names.values())), pictures)
+        file_name = files[number]
+        boxes = pictures[file_name].get(name, ())
+        pictures[file_name][name] = (*boxes, _box(entry, sizes[file_name], where))
+    return Boxes(str(path), frozenset(filter(None, names.values())), pictures, sizes)
+
+
+def _file_name(key: str) -> str:
+    return key.removesuffix(FLIP_MARK)
 
 
 def _load(path: Path) -> Any:

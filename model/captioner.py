@@ -14,6 +14,8 @@ from model.training_config import FLOAT32
 
 # Keeps the scale of a channel that never varies finite.
 _VARIANCE_FLOOR = 1e-6
+# Keeps a cell that shows next to nothing from being blown up.
+_LEAST_SQUARE = 1e-2
 # Dropout of cells, embeddings and output, and which words are sampled and how, draw apart.
 _CELLS, _EMBEDDINGS, _OUTPUT, _SAMPLED, _SAMPLES = range(5)
 _DRAWS = 5
@@ -141,8 +143,14 @@ class Captioner(keras.Model):
         """
         scale = tf.math.rsqrt(self._grid_variance + _VARIANCE_FLOOR)
         normalised = (tf.cast(grid, tf.float32) - self._grid_mean) * scale
-        projected = self._cell_projection(tf.cast(normalised, precision))
-        cells = tf.nn.relu(tf.cast(projected, tf.float32) + self._cell_position)
+        cells = tf.cast(self._cell_projection(tf.cast(normalised, precision)), tf.float32)
+        if self.config.normalise_cells:
+            # Cells that show much are many times as long as others. Without this their keys
+            # saturate the attention's tanh, so that no query can choose among them, and drown
+            # the learnt place: the decoder then reads an object from the cells around it.
+            square = tf.reduce_mean(tf.square(cells), axis=-1, keepdims=True)
+            cells *= tf.math.rsqrt(square + _LEAST_SQUARE)
+        cells = tf.nn.relu(cells + self._cell_position)
         cells = self._drop(cells, dropout_seed, _CELLS)
         mean, cells = (tf.cast(x, precision) for x in (tf.reduce_mean(cells, axis=1), cells))
         return Memory(

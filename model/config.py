@@ -29,6 +29,8 @@ class DecoderConfig(Section):
       dropout: share of embedding, cell and output units dropped in training.
       tie_embeddings: the output layer's weights are the words' embeddings (Press and Wolf 2017),
         with a projection where hidden_size is another.
+      normalise_cells: divide each projected grid cell by its root mean square (Zhang and Sennrich
+        2019) before its place is added.
     """
 
     NAME: ClassVar[str] = "decoder"
@@ -39,6 +41,7 @@ class DecoderConfig(Section):
     num_layers: int = 2
     dropout: float = 0.5
     tie_embeddings: bool = False
+    normalise_cells: bool = False
 
     def __post_init__(self) -> None:
         self.check_range("embedding_size", 1)

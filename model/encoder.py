@@ -142,6 +142,25 @@ class Encoder:
         return tf.reshape(feature_map, [-1, *self.grid_shape])
 
 
+def cell_centres(extent: int, cells: int) -> np.ndarray:
+    """Where a grid's cells look, along one side of the picture.
+
+    Each strided layer of the network keeps the first of the places it strides over, so that cell
+    i of its map sees the pixels around pixel STRIDE · i: the map lies half a cell to the left of
+    and above the equal parts of the picture. A pooled cell looks at the mean of what it averages.
+
+    Args:
+      extent: pixels of the picture along this side, in the encoder's input.
+      cells: of the grid along this side, G.
+
+    Returns:
+      Shares of the side, float64 [G].
+    """
+    native = -(-extent // STRIDE)
+    middles = STRIDE * np.arange(native) + 0.5
+    return _pooling_matrix(native, cells).astype(np.float64) @ middles / extent
+
+
 def _pooling_matrix(native: int, cells: int) -> np.ndarray:
     """Row g averages the native cells that output cell g covers (adaptive average pooling)."""
     matrix = np.zeros((cells, native), np.float32)

@@ -14,7 +14,7 @@ from model.dataset import Split
 from model.decoding import CaptionWriter, Prediction, WordModel, by_key
 from model.ensemble import Ensemble
 from model.errors import InvalidInput
-from model.pointing import point, summarise_pointing
+from model.pointing import Found, point, summarise_pointing
 from model.records import Manifest
 from model.training_captions import TrainingCaptions
 from model.vocabulary import Vocabulary
@@ -66,7 +66,7 @@ def evaluate(
     steps = [model.step for model in models]
     judged = _judge(predictions, records, manifest, vocabulary)
     if objects is not None:
-        _point(judged, predictions, vocabulary, objects)
+        _add_pointing(judged, point(predictions, vocabulary, manifest, objects), objects)
     return {
         "model_dir": names[0] if len(names) == 1 else names,
         "step": steps[0] if len(steps) == 1 else steps,
@@ -106,11 +106,8 @@ def _judge(
     }
 
 
-def _point(
-    judged: dict[str, Any], predictions: list[Prediction], vocabulary: Vocabulary, boxes: Boxes
-) -> None:
+def _add_pointing(judged: dict[str, Any], found: Found, boxes: Boxes) -> None:
     """Add the pointing score to the scores, or why it is missing, and the rest where it belongs."""
-    found = point(predictions, vocabulary, boxes)
     summary = summarise_pointing(found)
     score = summary.pop("score")
     if score is not None:
@@ -120,7 +117,7 @@ def _point(
     else:
         judged["missing"]["pointing"] = (
             f"{boxes.source} has none of the split's images by their file names, such as "
-            f"{predictions[0].key}"
+            f"{judged['captions'][0]['key']}"
         )
     judged["summary"]["pointing"] = summary
     for row in judged["captions"]:

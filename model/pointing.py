@@ -2,9 +2,9 @@
 
 A caption names an object where it has the name of one of the picture's boxes, or that name's
 plural in -s or -es. What counts is the cell with most attention when the last word of the name
-was written: a hit is a cell whose centre lies in a box of that name, no matter in which of
+was written: a hit is a cell that looks at a point in a box of that name, no matter in which of
 several. There is no tolerance: a point is as coarse as the grid, and a box between the cells'
-centres cannot be hit.
+points cannot be hit.
 """
 
 import math
@@ -14,9 +14,13 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from model.boxes import Box, Boxes
 from model.decoding import Prediction
+from model.encoder import cell_centres
+from model.preprocessing import target_size
+from model.records import Manifest
 from model.vocabulary import Vocabulary
 
 _PLURALS = ("", "s", "es")
@@ -30,7 +34,7 @@ class Pointed:
       name: of its category.
       word: place in the caption of the name's last word, from 0.
       cell: that had most attention when this word was written, row-major from 0.
-      hit: whether the cell's centre lies in a box of that name.
+      hit: whether the cell looks into a box of that name.
       chance: share of all cells for which that is so.
     """
 
@@ -45,12 +49,15 @@ Found = Mapping[str, Sequence[Pointed]]
 """What each picture's caption names, by key; pictures that the boxes' file has."""
 
 
-def point(predictions: Iterable[Prediction], vocabulary: Vocabulary, boxes: Boxes) -> Found:
+def point(
+    predictions: Iterable[Prediction], vocabulary: Vocabulary, manifest: Manifest, boxes: Boxes
+) -> Found:
     """Find the named objects of captions and where attention pointed.
 
     Args:
       predictions: captions with their attention.
       vocabulary: of the captioner.
+      manifest: of the records, which says where their cells lie.
       boxes: of the pictures; a caption of a picture that is not among them is passed over.
     """
     forms = _forms(boxes.names)
@@ -59,8 +66,9 @@ def point(predictions: Iterable[Prediction], vocabulary: Vocabulary, boxes: Boxe
         objects = boxes.of(prediction.key)
         if objects is not None:
             words = [vocabulary.words[token] for token in prediction.tokens]
+            points = _points(boxes.size_of(prediction.key), manifest)
             found[prediction.key] = [
-                _pointed(name, place, prediction.attention[place], objects[name])
+                _pointed(name, place, prediction.attention[place], points, objects[name])
                 for name, place in _named(words, forms)
                 if name in objects
             ]
@@ -110,13 +118,21 @@ def _named(words: Sequence[str], forms: Mapping[tuple[str, ...], str]) -> Iterat
             start += 1
 
 
-def _pointed(name: str, word: int, weights: np.ndarray, boxes: Sequence[Box]) -> Pointed:
-    """Args: weights float32 [P], P a square, row-major over the whole picture."""
-    side = math.isqrt(len(weights))
-    # The picture is squashed to the grid or keeps its aspect under it; either way the cells
-    # divide its width and its height into equal parts.
-    centres = (np.arange(side) + 0.5) / side
-    inside = [any(box.holds(x, y) for box in boxes) for y in centres for x in centres]
+def _points(size: tuple[int, int], manifest: Manifest) -> list[tuple[float, float]]:
+    """Where the P cells look in a picture of this width and height: shares x, y, row-major."""
+    extent = target_size(tf.constant(size[::-1]), manifest.image_size, manifest.aspect).numpy()
+    rows, columns = (cell_centres(int(side), manifest.grid_size) for side in extent)
+    return [(x, y) for y in rows for x in columns]
+
+
+def _pointed(
+    name: str,
+    word: int,
+    weights: np.ndarray,
+    points: Sequence[tuple[float, float]],
+    boxes: Sequence[Box],
+) -> Pointed:
+    inside = [any(box.holds(x, y) for box in boxes) for x, y in points]
     cell = int(np.argmax(weights))
     return Pointed(name, word, cell, inside[cell], sum(inside) / len(inside))
 

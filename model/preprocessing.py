@@ -110,8 +110,14 @@ def _bgr_without_means(image: tf.Tensor) -> tf.Tensor:
     return tf.reshape(rows, tf.shape(image))
 
 
-def _target_size(size: tf.Tensor, image_size: int, aspect: str) -> tf.Tensor:
-    """Height and width int32 [2] that a picture of this size is brought to."""
+def target_size(size: tf.Tensor, image_size: int, aspect: str) -> tf.Tensor:
+    """Height and width int32 [2] that a picture of this size is brought to; the rest is padding.
+
+    Args:
+      size: height and width, int32 [2].
+      image_size: S, the side in pixels of the encoder's input.
+      aspect: one of ASPECTS.
+    """
     if aspect == SQUASH:
         return tf.constant([image_size, image_size])
     longer = tf.cast(tf.reduce_max(size), tf.float64)
@@ -124,7 +130,7 @@ def _decode_other(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     image = tf.io.decode_image(image_bytes, channels=CHANNELS, expand_animations=False)
     image.set_shape([None, None, CHANNELS])
-    return image, _target_size(tf.shape(image)[:2], image_size, aspect)
+    return image, target_size(tf.shape(image)[:2], image_size, aspect)
 
 
 def _decode_jpeg(
@@ -136,7 +142,7 @@ def _decode_jpeg(
     coefficients that are finer than its pixels: a low-pass filter for less than nothing.
     """
     size = tf.io.extract_jpeg_shape(image_bytes)[:2]
-    target = _target_size(size, image_size, aspect)
+    target = target_size(size, image_size, aspect)
     shrink = tf.reduce_min(size // target)
     step = sum(tf.cast(shrink >= scale, tf.int32) for scale in _JPEG_SCALES[1:])
     decoders = [

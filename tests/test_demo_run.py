@@ -144,6 +144,8 @@ def test_every_stage_runs_and_leaves_its_part(tmp_path: Path) -> None:
     assert {"exact_match", "exact_match_seen", "exact_match_novel", "cider"} <= set(
         summary["scores"]
     )
+    report = json.loads((output / "report.json").read_text())
+    assert report["summary"]["pointing"]["images"] == report["images"] == 35
     directory, urls = summary["ledger"]["directory"], summary["ledger"]["urls"]
     assert (directory["inputs"], directory["captioned"]) == (38, 35)
     assert directory["failed"] == {"empty": 1, "not_an_image": 1, "truncated": 1}

@@ -31,6 +31,8 @@ def test_boxes_are_shares_of_their_own_picture(tmp_path: Path) -> None:
     assert boxes.of("b.jpg") == {"dog": (pytest.approx(Box(0.5, 0.25, 1.0, 0.75)),)}
     assert boxes.of("c.jpg") == {}
     assert boxes.of("d.jpg") is None
+    assert [boxes.size_of(f"{name}.jpg") for name in "abc"] == [(300, 100), (80, 40), (300, 100)]
+    assert boxes.size_of("b.jpg#flip") == (80, 40)
 
 
 def test_several_of_one_name_stay_apart_and_one_name_written_twice_is_one(tmp_path: Path) -> None:

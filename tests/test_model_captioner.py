@@ -19,8 +19,12 @@ VOCABULARY, CELLS, FEATURES = 9, 4, 8
 
 @pytest.fixture(name="captioner")
 def fixture_captioner() -> Captioner:
+    return make_captioner(CONFIG)
+
+
+def make_captioner(config: DecoderConfig) -> Captioner:
     keras.utils.set_random_seed(3)
-    captioner = Captioner(CONFIG, VOCABULARY, (CELLS, FEATURES))
+    captioner = Captioner(config, VOCABULARY, (CELLS, FEATURES))
     generator = np.random.default_rng(4)
     # Biases and statistics start at constants, which would hide a missing term.
     for variable in captioner.variables:
@@ -45,6 +49,8 @@ class Reference:
         scale = 1 / np.sqrt(self["captioner/grid_variance"] + 1e-6)
         normalised = (grid.astype(np.float64) - self["captioner/grid_mean"]) * scale
         projected = normalised @ self["cell_projection/kernel"] + self["cell_projection/bias"]
+        if captioner.config.normalise_cells:
+            projected = projected / np.sqrt(np.mean(projected**2, axis=1, keepdims=True) + 1e-2)
         self.cells = np.maximum(projected + self["captioner/cell_position"], 0)
         self.state = [np.zeros(CONFIG.hidden_size)] * CONFIG.num_layers
 
@@ -86,7 +92,9 @@ TOKENS = np.array([[1, 4, 5, 6], [1, 7, 8, 0], [1, 5, 5, 5]], np.int32)
 IMAGE_INDEX = np.array([0, 1, 1], np.int32)
 
 
-def test_teacher_forcing_equals_the_equations(captioner: Captioner) -> None:
+@pytest.mark.parametrize("normalise_cells", [False, True])
+def test_teacher_forcing_equals_the_equations(normalise_cells: bool) -> None:
+    captioner = make_captioner(replace(CONFIG, normalise_cells=normalise_cells))
     logits, weights = captioner(GRID, TOKENS, IMAGE_INDEX)
     for row, image in enumerate(IMAGE_INDEX):
         reference = Reference(captioner, GRID[image])

@@ -5,7 +5,14 @@ import keras
 import numpy as np
 import pytest
 
-from model.encoder import Encoder, EncoderSettings, _pooling_matrix, _pooling_table
+from model.encoder import (
+    STRIDE,
+    Encoder,
+    EncoderSettings,
+    _pooling_matrix,
+    _pooling_table,
+    cell_centres,
+)
 from model.errors import InvalidInput
 from model.preprocessing import KEEP
 
@@ -33,6 +40,31 @@ def test_cells_are_row_major(encoder: Encoder) -> None:
     changed[:, 44:, :20] += 80
     difference = np.abs(encoder(changed).numpy() - encoder(IMAGES).numpy()).mean((0, 2))
     assert difference.argmax() == 2
+
+
+def test_a_cell_looks_around_the_pixel_it_is_said_to() -> None:
+    """What a speck changes weighs as much left of it as right of it, above it as below it."""
+    side, cells = 224, 7
+    network = Encoder(EncoderSettings("random:0", side, cells)).network
+    specks = [(3, 3), (3, 4), (2, 5)]
+    images = np.zeros((1 + len(specks), side, side, 3), np.float32)
+    for image, (row, column) in zip(images[1:], specks, strict=True):
+        top, left = row * STRIDE, column * STRIDE
+        image[top - 4 : top + 5, left - 4 : left + 5] = 100
+    plain, *others = network(images, training=False).numpy().astype(np.float64)
+    for (row, column), found in zip(specks, others, strict=True):
+        changed = np.square(found - plain).sum(axis=-1)
+        centres = cell_centres(side, cells) * side
+        middle = [changed.sum(axis=1 - axis) @ centres / changed.sum() for axis in (0, 1)]
+        np.testing.assert_allclose(middle, [row * STRIDE + 0.5, column * STRIDE + 0.5], atol=4)
+
+
+def test_pooled_cells_look_at_the_mean_of_what_they_average() -> None:
+    np.testing.assert_allclose(cell_centres(96, 3), np.array([0.5, 32.5, 64.5]) / 96)
+    np.testing.assert_allclose(cell_centres(128, 2), np.array([16.5, 80.5]) / 128)
+    np.testing.assert_allclose(cell_centres(64, 3), np.array([0.5, 16.5, 32.5]) / 64)
+    # A last, narrow cell is one all the same.
+    np.testing.assert_allclose(cell_centres(65, 3), np.array([0.5, 32.5, 64.5]) / 65)
 
 
 def test_a_grid_does_not_depend_on_its_batch(encoder: Encoder) -> None:

@@ -1,6 +1,7 @@
 """The pointing game, on attention by hand."""
 
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,17 @@ import pytest
 from model.boxes import Box, Boxes
 from model.decoding import Prediction
 from model.pointing import Pointed, point, summarise_pointing
+from model.preprocessing import KEEP, SQUASH
 from model.vocabulary import Vocabulary
 
-SIDE = 3
+SIDE, IMAGE_SIZE = 3, 96
 WORDS = ("a", "dog", "dogs", "hot", "cat", "bus", "buses", "glass", "wine", "and", "dress")
 VOCABULARY = Vocabulary.build(dict.fromkeys(WORDS, 1), 1)
-# The middle of the right column, in a grid of three by three.
-RIGHT = Box(2 / 3, 1 / 3, 1.0, 2 / 3)
+SIZES = {f"{name}.jpg": (300, 100) for name in "abc"}
+# Where rows and columns look: at pixels 0, 32 and 64, in the middle of each.
+POINTS = [0.5 / 96, 32.5 / 96, 64.5 / 96]
+# Around what the middle cell of the right column looks at.
+RIGHT = Box(0.6, 0.3, 0.7, 0.4)
 RIGHT_CELL = (1, 2)
 
 
@@ -29,11 +34,16 @@ def written(caption: str, *peaks: tuple[int, int], key: str = "a.jpg") -> Predic
     return Prediction(key, caption, -1.0, (), tokens, 1.0, flat)
 
 
+def manifest(aspect: str = SQUASH) -> Any:
+    """As much of a manifest as says where cells lie."""
+    return SimpleNamespace(image_size=IMAGE_SIZE, grid_size=SIDE, aspect=aspect)
+
+
 def play(prediction: Prediction, names: Sequence[str] = (), **objects: Sequence[Box]) -> list[Any]:
     """What a caption of the only picture names; `_` stands for the blank of a name."""
     named = {name.replace("_", " "): tuple(boxes) for name, boxes in objects.items()}
-    boxes = Boxes("boxes.json", frozenset([*names, *named]), {"a.jpg": named})
-    return list(point([prediction], VOCABULARY, boxes)["a.jpg"])
+    boxes = Boxes("boxes.json", frozenset([*names, *named]), {"a.jpg": named}, SIZES)
+    return list(point([prediction], VOCABULARY, manifest(), boxes)["a.jpg"])
 
 
 def hits(prediction: Prediction, **objects: Sequence[Box]) -> list[bool]:
@@ -53,7 +63,8 @@ def test_every_cell_lies_where_it_belongs() -> None:
     """Rows run downwards, columns to the right: no other cell than the box's own is a hit."""
     for row in range(SIDE):
         for column in range(SIDE):
-            box = Box(column / 3, row / 3, (column + 1) / 3, (row + 1) / 3)
+            x, y = POINTS[column], POINTS[row]
+            box = Box(x - 0.1, y - 0.1, x + 0.1, y + 0.1)
             right = [
                 (y, x)
                 for y in range(SIDE)
@@ -66,18 +77,19 @@ def test_every_cell_lies_where_it_belongs() -> None:
 def test_a_centre_on_the_edge_is_in_the_box() -> None:
     middle = written("dog", (1, 1))
     near = 1e-6
-    assert hits(middle, dog=[Box(0.5, 0.5, 0.5, 0.5)]) == [True]
+    at = POINTS[1]
+    assert hits(middle, dog=[Box(at, at, at, at)]) == [True]
     for box in (
-        Box(0.5 + near, 0, 1, 1),
-        Box(0, 0.5 + near, 1, 1),
-        Box(0, 0, 0.5 - near, 1),
-        Box(0, 0, 1, 0.5 - near),
+        Box(at + near, 0, 1, 1),
+        Box(0, at + near, 1, 1),
+        Box(0, 0, at - near, 1),
+        Box(0, 0, 1, at - near),
     ):
         assert hits(middle, dog=[box]) == [False]
 
 
 def test_of_two_with_one_name_any_counts() -> None:
-    left = Box(0.0, 1 / 3, 1 / 3, 2 / 3)
+    left = Box(0.0, 0.3, 0.1, 0.4)
     for cell, hit in ((RIGHT_CELL, True), ((1, 0), True), ((1, 1), False)):
         (found,) = play(written("dog", cell), dog=[left, RIGHT])
         assert (found.hit, found.chance) == (hit, pytest.approx(2 / 9))
@@ -88,7 +100,7 @@ def test_of_two_with_one_name_any_counts() -> None:
 
 def test_another_names_box_does_not_count() -> None:
     cells = [RIGHT_CELL] * 3
-    assert hits(written("dog and cat", *cells), dog=[RIGHT], cat=[Box(0, 0, 0.1, 0.1)]) == [
+    assert hits(written("dog and cat", *cells), dog=[RIGHT], cat=[Box(0.1, 0.1, 0.2, 0.2)]) == [
         True,
         False,
     ]
@@ -125,23 +137,23 @@ def test_what_a_caption_names(
 
 def test_the_summary_by_hand() -> None:
     pictures: Mapping[str, Mapping[str, tuple[Box, ...]]] = {
-        "a.jpg": {"dog": (RIGHT,), "cat": (Box(0, 0, 1, 1 / 3),)},
+        "a.jpg": {"dog": (RIGHT,), "cat": (Box(0, 0, 1, 0.1),)},
         "b.jpg": {},
-        # Between the cells' centres.
-        "c.jpg": {"dog": (Box(0.6, 0.6, 0.7, 0.7),)},
+        # Between the cells.
+        "c.jpg": {"dog": (Box(0.4, 0.4, 0.6, 0.6),)},
     }
-    boxes = Boxes("boxes.json", frozenset(["dog", "cat"]), pictures)
+    boxes = Boxes("boxes.json", frozenset(["dog", "cat"]), pictures, SIZES)
     predictions = [
         written("dog and cat", RIGHT_CELL, (0, 0), (2, 0)),
         written("dog", (0, 0), key="b.jpg"),
         written("a dog", (0, 0), (1, 1), key="c.jpg"),
-        written("dogs", (0, 2), key="a.jpg#flip"),
+        written("dogs", (0, 1), key="a.jpg#flip"),
         written("dog", RIGHT_CELL, key="other.jpg"),
     ]
-    found = point(predictions, VOCABULARY, boxes)
+    found = point(predictions, VOCABULARY, manifest(), boxes)
     assert list(found) == ["a.jpg", "b.jpg", "c.jpg", "a.jpg#flip"]
     assert summarise_pointing(found) == {
-        # The dog of a.jpg; its cat, c.jpg's dog and the mirrored dog, now left, are missed.
+        # The dog of a.jpg; its cat, c.jpg's dog and the mirrored dog are missed.
         "score": 1 / 4,
         "named": 4,
         "images": 4,
@@ -151,10 +163,36 @@ def test_the_summary_by_hand() -> None:
 
 
 def test_a_mirrored_picture_is_hit_where_its_object_went() -> None:
-    boxes = Boxes("boxes.json", frozenset(["dog"]), {"a.jpg": {"dog": (RIGHT,)}})
-    prediction = written("dog", (1, 0), key="a.jpg#flip")
-    (found,) = point([prediction], VOCABULARY, boxes)["a.jpg#flip"]
-    assert found.hit
+    boxes = Boxes("boxes.json", frozenset(["dog"]), {"a.jpg": {"dog": (RIGHT,)}}, SIZES)
+    for column, hit in enumerate((False, True, False)):
+        prediction = written("dog", (1, column), key="a.jpg#flip")
+        (found,) = point([prediction], VOCABULARY, manifest(), boxes)["a.jpg#flip"]
+        assert found.hit == hit
+
+
+@pytest.mark.parametrize(
+    ("aspect", "size", "rows"),
+    [
+        (SQUASH, (192, 96), POINTS),
+        # 96 × 48 pixels: two rows of the network's cells, the first, their mean, the second.
+        (KEEP, (192, 96), [0.5 / 48, 16.5 / 48, 32.5 / 48]),
+        (KEEP, (77, 77), POINTS),
+    ],
+)
+def test_cells_lie_where_the_aspect_puts_them(
+    aspect: str, size: tuple[int, int], rows: list[float]
+) -> None:
+    """The picture is wide: its columns lie as ever, its rows may not."""
+    for row, y in enumerate(rows):
+        dot = Box(POINTS[2] - 1e-6, y - 1e-6, POINTS[2] + 1e-6, y + 1e-6)
+        turned = Box(dot.top, dot.left, dot.bottom, dot.right)
+        for box, picture, cell in ((dot, size, (row, 2)), (turned, size[::-1], (2, row))):
+            boxes = Boxes(
+                "b.json", frozenset(["dog"]), {"a.jpg": {"dog": (box,)}}, {"a.jpg": picture}
+            )
+            prediction = written("dog", cell)
+            (found,) = point([prediction], VOCABULARY, manifest(aspect), boxes)["a.jpg"]
+            assert (found.hit, found.chance) == (True, pytest.approx(1 / 9))
 
 
 @pytest.mark.parametrize("found", [{}, {"a.jpg": []}])
