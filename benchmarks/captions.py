@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from model import records
-from model.preprocessing import SQUASH, choices, fingerprint
+from model.encoder import EncoderSettings
+from model.preprocessing import fingerprint
 from model.records import Manifest, Record, ShardInfo
 from model.vocabulary import Vocabulary
 
@@ -34,7 +35,7 @@ def write_records(directory: Path, images: int) -> Path:
         raise ValueError(f"{len(vocabulary)} words, expected {VOCABULARY_SIZE}")
     vocabulary.save(directory / records.VOCABULARY_FILE)
     shard = _write_shard(directory, images)
-    made_with = choices(224, 7, SQUASH)
+    made_with = EncoderSettings().choices
     manifest = Manifest(
         preprocessing=made_with,
         fingerprint=fingerprint(made_with),
