@@ -40,7 +40,12 @@ def run(args: argparse.Namespace) -> int:
     from model.checkpoints import load_encoder, load_trained
 
     trained = load_trained(args.model_dir)
-    encoder = load_encoder(trained.manifest, args.encoder_weights)
+    if trained.encoder is not None and args.encoder_weights is not None:
+        raise InvalidInput(
+            f"--encoder_weights {args.encoder_weights}, but {args.model_dir} has an encoder of its "
+            "own, fine-tuned with it; leave the flag out"
+        )
+    encoder = trained.encoder or load_encoder(trained.manifest, args.encoder_weights)
     module = CaptionModule(trained, encoder)
     version_dir = publish(
         module, args.model_dir, args.output, lambda path: verify(path, trained, encoder)

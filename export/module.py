@@ -1,5 +1,6 @@
 """The exported module: image bytes in, captions out, everything inside the graph."""
 
+from dataclasses import replace
 from functools import partial
 
 import tensorflow as tf
@@ -8,7 +9,8 @@ from model.checkpoints import Trained
 from model.decoding import search_captions
 from model.encoder import Encoder
 from model.hypotheses import Hypotheses
-from model.preprocessing import CHANNELS, Prepared, prepare
+from model.preprocessing import prepare_batch
+from model.records import Manifest
 from model.tokeniser import CLITIC_PATTERN, CLITIC_REPLACEMENT
 from serving import contract
 
@@ -19,16 +21,18 @@ _IMAGE_BYTES = tf.TensorSpec([None], tf.string, name=contract.IMAGE_BYTES)
 def look_at(image_bytes: tf.Tensor, encoder: Encoder) -> tf.Tensor:
     """Encoded images, string [N] → grids float16 [N, P, F], as preprocessing stores them."""
     settings = encoder.settings
-    size = settings.image_size
-    prepared = tf.map_fn(
-        lambda encoded: prepare(encoded, size, settings.aspect),
-        image_bytes,
-        fn_output_signature=Prepared(
-            tf.TensorSpec([size, size, CHANNELS], tf.float32), tf.TensorSpec([2], tf.int32)
-        ),
-    )
+    prepared = prepare_batch(image_bytes, settings.image_size, settings.aspect)
     # Records store float16, so the decoder has only ever seen rounded grids.
     return tf.cast(encoder(prepared.image, prepared.extent), tf.float16)
+
+
+def _manifest(trained: Trained, encoder: Encoder) -> Manifest:
+    manifest = trained.manifest
+    if trained.encoder is None:
+        return manifest
+    weights = f"fine-tuned from {manifest.encoder['weights']}"
+    own = {**manifest.encoder, "weights": weights, "digest": encoder.digest}
+    return replace(manifest, encoder=own)
 
 
 class CaptionModule(tf.Module):
@@ -36,11 +40,15 @@ class CaptionModule(tf.Module):
 
     Args:
       trained: captioner, vocabulary and search settings.
-      encoder: the one its records were made with.
+      encoder: its own, or the one its records were made with.
+
+    Attributes:
+      manifest: of the records; it names the encoder that the module holds.
     """
 
     def __init__(self, trained: Trained, encoder: Encoder) -> None:
         super().__init__(name="captioner")
+        self.manifest = _manifest(trained, encoder)
         # Functions capture these; listed, they are saved. The Keras model itself is kept out of
         # the SavedModel, which needs none of Keras' own bookkeeping. The encoder's weights are
         # constants of its graph, so that TensorFlow folds its batch normalisation.

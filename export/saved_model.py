@@ -7,6 +7,7 @@ poll, verified, and published by one rename.
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def publish(
 
     Args:
       module: what to export.
-      model_dir: MODEL_DIR, whose vocabulary and manifest become assets.
+      model_dir: MODEL_DIR, whose vocabulary becomes an asset, like the module's manifest.
       name_dir: MODELS/NAME.
       verify: called with the unpublished directory; what it raises prevents publishing.
 
@@ -57,10 +58,12 @@ def publish(
 def write(module: CaptionModule, model_dir: Path, path: Path, name: str) -> None:
     """Save the module with its assets and warm-up requests under `path`."""
     signatures = module.signatures()
-    module.assets = [
-        tf.saved_model.Asset(str(model_dir / file)) for file in (VOCABULARY_FILE, MANIFEST_FILE)
-    ]
-    tf.saved_model.save(module, str(path), signatures=signatures)
+    with tempfile.TemporaryDirectory() as scratch:
+        manifest = Path(scratch) / MANIFEST_FILE
+        manifest.write_text(module.manifest.to_json(), encoding="utf-8")
+        files = (model_dir / VOCABULARY_FILE, manifest)
+        module.assets = [tf.saved_model.Asset(str(file)) for file in files]
+        tf.saved_model.save(module, str(path), signatures=signatures)
     warmup = path / WARMUP_FILE
     warmup.parent.mkdir()
     with tf.io.TFRecordWriter(str(warmup)) as writer:

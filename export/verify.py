@@ -13,7 +13,7 @@ from model.decoding import search_captions
 from model.encoder import Encoder
 from model.errors import CheckFailed
 from model.preprocessing import prepare
-from model.records import MANIFEST_FILE, VOCABULARY_FILE
+from model.records import MANIFEST_FILE, VOCABULARY_FILE, Manifest
 from serving import contract
 
 # Ops that need Python, or run outside the graph's process.
@@ -39,6 +39,11 @@ def verify(path: Path, trained: Trained, encoder: Encoder) -> None:
     for asset in (VOCABULARY_FILE, MANIFEST_FILE):
         if not (path / "assets" / asset).is_file():
             raise CheckFailed(f"export: asset {asset} is missing")
+    named = Manifest.load(path / "assets").encoder["digest"]
+    if named != encoder.digest:
+        raise CheckFailed(
+            f"export: the manifest names encoder {named[:8]}, the graph holds {encoder.digest[:8]}"
+        )
     if not (path / WARMUP_FILE).is_file():
         raise CheckFailed(f"export: {WARMUP_FILE} is missing")
     loaded = tf.saved_model.load(str(path))

@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from model import resnet50
 from model.captioner import Captioner
 from model.compatibility import (
     check_digest,
@@ -20,6 +21,7 @@ from model.config import CONFIG_FILE, Config
 from model.directories import make_directory
 from model.encoder import Encoder, EncoderSettings
 from model.errors import InvalidInput, RecordsMismatch
+from model.fine_tuning import NetworkWeights
 from model.records import MANIFEST_FILE, VOCABULARY_FILE, Manifest
 from model.schedules import Plateau
 from model.training_config import TrainingConfig
@@ -44,6 +46,7 @@ class Trained:
       config: it was trained with.
       manifest: of the records it was trained on.
       step: at which its weights were the best.
+      encoder: its own, where it was fine-tuned; else `load_encoder` loads the records'.
     """
 
     captioner: Captioner
@@ -51,6 +54,7 @@ class Trained:
     config: Config
     manifest: Manifest
     step: int
+    encoder: Encoder | None = None
 
 
 class Progress(tf.Module):
@@ -79,7 +83,9 @@ class Checkpoints:
     """
 
     def __init__(self, model_dir: Path, fitted: Fitted, progress: Progress) -> None:
-        everything = tf.train.Checkpoint(**vars(fitted), progress=progress)
+        parts = {name: part for name, part in vars(fitted).items() if part is not None}
+        everything = tf.train.Checkpoint(**parts, progress=progress)
+        seen = {name: parts[name] for name in ("captioner", "encoder") if name in parts}
         self._latest = tf.train.CheckpointManager(
             everything,
             str(model_dir / CHECKPOINTS_DIR),
@@ -87,7 +93,7 @@ class Checkpoints:
             step_counter=progress.step,
         )
         self._best = tf.train.CheckpointManager(
-            tf.train.Checkpoint(captioner=fitted.captioner, progress=progress),
+            tf.train.Checkpoint(**seen, progress=progress),
             str(model_dir / BEST_DIR),
             max_to_keep=1,
             step_counter=progress.step,
@@ -194,14 +200,20 @@ def load_trained(model_dir: Path) -> Trained:
     vocabulary = load_vocabulary(model_dir)
     check_digest(vocabulary, saved["vocabulary_digest"].decode(), str(model_dir / VOCABULARY_FILE))
     captioner = Captioner(config.decoder, len(vocabulary), manifest.grid_shape)
+    parts: dict[str, Any] = {"captioner": captioner}
+    settings, network = _encoder_settings(manifest), None
+    if config.encoder.is_trained:
+        network = resnet50.architecture(settings.image_size, settings.precision)
+        parts["encoder"] = NetworkWeights(network)
     try:
-        status = tf.train.Checkpoint(captioner=captioner).restore(best)
+        status = tf.train.Checkpoint(**parts).restore(best)
         status.assert_existing_objects_matched().expect_partial()
     except _DAMAGED as error:
         raise InvalidInput(
             f"{best}: does not fit {CONFIG_FILE} or is damaged ({_first_line(error)})"
         ) from error
-    return Trained(captioner, vocabulary, config, manifest, int(saved["step"]))
+    encoder = network and Encoder(settings, network)
+    return Trained(captioner, vocabulary, config, manifest, int(saved["step"]), encoder)
 
 
 def load_encoder(manifest: Manifest, weights: str | None = None) -> Encoder:
@@ -214,13 +226,7 @@ def load_encoder(manifest: Manifest, weights: str | None = None) -> Encoder:
     Raises:
       RecordsMismatch: these weights are not the ones that made the grids.
     """
-    # Whatever computed the records: a graph that is exported is TensorFlow's, in float32.
-    settings = EncoderSettings(
-        weights or manifest.encoder["weights"],
-        manifest.image_size,
-        manifest.grid_size,
-        manifest.aspect,
-    )
+    settings = _encoder_settings(manifest, weights)
     encoder = Encoder(settings)
     expected = manifest.encoder["digest"]
     if encoder.digest != expected:
@@ -229,6 +235,16 @@ def load_encoder(manifest: Manifest, weights: str | None = None) -> Encoder:
             f"made with {expected[:8]}; pass the same weights as --encoder_weights"
         )
     return encoder
+
+
+def _encoder_settings(manifest: Manifest, weights: str | None = None) -> EncoderSettings:
+    # Whatever computed the records: a graph that is exported is TensorFlow's, in float32.
+    return EncoderSettings(
+        weights or manifest.encoder["weights"],
+        manifest.image_size,
+        manifest.grid_size,
+        manifest.aspect,
+    )
 
 
 def load_vocabulary(directory: Path, manifest: Manifest | None = None) -> Vocabulary:

@@ -7,7 +7,7 @@ from typing import Any
 from model.config import Config
 from model.errors import InvalidInput, RecordsMismatch
 from model.preprocessing import choices, fingerprint
-from model.records import Manifest
+from model.records import IMAGES, Manifest
 from model.vocabulary import Vocabulary
 
 _Difference = tuple[str, Any, Any]
@@ -42,6 +42,11 @@ def check_fingerprint(manifest: Manifest, source: str) -> None:
 
 def check_same_grids(model: Manifest, records: Manifest, source: str) -> None:
     """Refuse records whose grids were made otherwise than those a model was trained on."""
+    if records.content != model.content:
+        raise RecordsMismatch(
+            f"{source}: records of {records.content}, the model was trained on {model.content}; "
+            f"preprocess with --content {model.content}"
+        )
     difference = _grid_difference(records, model)
     if difference is not None:
         name, got, expected = difference
@@ -55,6 +60,12 @@ def check_ensemble(
     vocabularies: Sequence[Vocabulary], manifests: Sequence[Manifest], sources: Sequence[str]
 ) -> None:
     """Refuse models that write other words or look at other grids than the first of them."""
+    for manifest, source in zip(manifests, sources, strict=True):
+        if len(sources) > 1 and manifest.content == IMAGES:
+            raise RecordsMismatch(
+                f"{source}: its encoder is fine-tuned, so that no other model looks at its grids; "
+                "expected models of one frozen encoder, evaluate it alone"
+            )
     for vocabulary, manifest, source in zip(vocabularies, manifests, sources, strict=True):
         digests = ({"vocabulary": each.digest[:8]} for each in (vocabulary, vocabularies[0]))
         difference = _first_difference(*digests) or _grid_difference(manifest, manifests[0])
@@ -106,7 +117,7 @@ def check_same_config(
     found: Config, wanted: Config, model_dir: Path, ignored: Sequence[str]
 ) -> None:
     """Refuse to resume with other settings."""
-    for section in ("decoder", "search", "training"):
+    for section in ("decoder", "search", "training", "encoder"):
         there, here = getattr(found, section), getattr(wanted, section)
         for name, value in vars(there).items():
             if name not in ignored and value != getattr(here, name):

@@ -1,4 +1,4 @@
-"""Frozen, validated settings of the decoder, the search and the training; JSON round trip.
+"""Frozen, validated settings of decoder, search, training and encoder; JSON round trip.
 
 `--config FILE.json` holds any subset of the fields by section, `--set FIELD=VALUE` one
 field, named alone or with its section (`--set dropout=0.3`, `--set decoder.dropout=0.3`).
@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
+from model.encoder_config import EncoderConfig
 from model.errors import InvalidInput
 from model.settings import Section
-from model.training_config import TrainingConfig
+from model.training_config import FLOAT32, TrainingConfig
 
 CONFIG_FILE = "config.json"
 
@@ -87,6 +88,16 @@ class Config:
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+
+    def __post_init__(self) -> None:
+        training = self.training
+        if self.encoder.is_trained and (training.xla or training.precision != FLOAT32):
+            raise InvalidInput(
+                f"encoder.trainable {self.encoder.trainable} with training.precision "
+                f"{training.precision} and training.xla {str(training.xla).lower()}, expected "
+                f"precision {FLOAT32} and xla false: an encoder is fine-tuned so alone"
+            )
 
     def to_json(self) -> str:
         """Canonical text."""
@@ -129,7 +140,8 @@ class Config:
 
 
 _SECTIONS: dict[str, type] = {
-    section.NAME: section for section in (DecoderConfig, SearchConfig, TrainingConfig)
+    section.NAME: section
+    for section in (DecoderConfig, SearchConfig, TrainingConfig, EncoderConfig)
 }
 
 
@@ -150,7 +162,9 @@ def _locate(name: str) -> tuple[str, str]:
         for section, kind in _SECTIONS.items()
         for part in fields(kind)
     }
-    known |= {attribute: (section, attribute) for section, attribute in known.values()}
+    # Alone, learning_rate is training's: the first section that has a name.
+    for section, attribute in list(known.values()):
+        known.setdefault(attribute, (section, attribute))
     if name not in known:
         choices = ", ".join(sorted(choice for choice in known if "." in choice))
         raise InvalidInput(f"no setting {name!r}, expected one of {choices}")

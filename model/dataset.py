@@ -6,7 +6,7 @@ full and no image is repeated or left out. A resumed run skips to the record at 
 stopped, before anything is parsed.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,18 @@ import numpy as np
 import tensorflow as tf
 
 from model.errors import InvalidInput
-from model.records import Manifest, parse
+from model.preprocessing import Prepared, prepare_batch
+from model.records import IMAGES, Manifest, parse
 from model.vocabulary import Vocabulary
 
 TRAIN_SPLIT = "train"
+# Batch of records → grids [N, P, F]: they hold them, or an encoder looks at their images.
+Grids = Callable[[Mapping[str, tf.Tensor]], tf.Tensor]
 SHARDS_AT_ONCE = 8
 # Read ahead of the parser; a record is about 200 KB.
 _PREFETCH_BATCHES = 2
+# What a captioner or its encoder looks at; a batch has either.
+_LOOKS = ("grid", *Prepared._fields)
 # More than the blocks of any epoch, so that no two epochs share a draw.
 _DRAWS_AN_EPOCH = 2**32
 
@@ -66,8 +71,18 @@ class Split:
         return self.manifest.num_images(self.name)
 
     def parse(self, serialised: tf.Tensor) -> dict[str, Any]:
-        """records.parse as the manifest says: string [N] → features."""
-        return parse(serialised, self.manifest.grid_shape, self.manifest.compression)
+        """Read records as the manifest says: string [N] → features.
+
+        Returns:
+          What records.parse returns. Images are prepared for the encoder, in a graph: "image"
+          float32 [N, S, S, 3] and "extent" int32 [N, 2].
+        """
+        manifest = self.manifest
+        parsed = parse(serialised, manifest.grid_shape, manifest.compression, manifest.content)
+        if manifest.content == IMAGES:
+            size, aspect = manifest.image_size, manifest.aspect
+            parsed |= prepare_batch(parsed["image"], size, aspect)._asdict()
+        return parsed
 
     def iterate(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Batches of this split, one by one.
@@ -121,7 +136,8 @@ def training_batches(
 
     Yields:
       {"grid": float16 [N, P, F], "inputs": int32 [M, T] from `<start>` on,
-       "labels": int32 [M, T] with `<end>` last, "image_index": int32 [M]}.
+       "labels": int32 [M, T] with `<end>` last, "image_index": int32 [M]}; of records of images
+      "image" and "extent" (Split.parse) instead of "grid".
 
     Raises:
       InvalidInput: an empty split.
@@ -199,7 +215,7 @@ def _teacher_forcing(parsed: dict[str, Any], vocabulary: Vocabulary) -> dict[str
     start = tf.fill([rows, 1], vocabulary.start_id)
     end = tf.fill([rows, 1], vocabulary.end_id)
     return {
-        "grid": parsed["grid"],
+        **{name: parsed[name] for name in _LOOKS if name in parsed},
         "inputs": tf.concat([start, words], axis=1).to_tensor(vocabulary.pad_id),
         "labels": tf.concat([words, end], axis=1).to_tensor(vocabulary.pad_id),
         "image_index": tf.cast(captions.value_rowids(), tf.int32),
@@ -215,7 +231,7 @@ def images(split: Split, batch_size: int, limit: int = 0) -> Iterator[dict[str, 
       limit: most images; 0 is all.
 
     Yields:
-      What records.parse returns, batched.
+      What Split.parse returns.
 
     Raises:
       InvalidInput: a damaged shard.
@@ -226,13 +242,21 @@ def images(split: Split, batch_size: int, limit: int = 0) -> Iterator[dict[str, 
     return split.iterate(records.batch(batch_size).map(split.parse).prefetch(_PREFETCH_BATCHES))
 
 
-def grid_statistics(split: Split, batch_size: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
+def stored_grids(batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    """The grids that records hold: float16 [N, P, F]."""
+    return batch["grid"]
+
+
+def grid_statistics(
+    split: Split, batch_size: int, limit: int, grids: Grids = stored_grids
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of every channel over the cells of a split's first images.
 
     Args:
       split: the training split.
       batch_size: images read at once.
       limit: most images.
+      grids: batch → [N, P, F].
 
     Returns:
       Mean and variance, float32 [F] each.
@@ -240,7 +264,7 @@ def grid_statistics(split: Split, batch_size: int, limit: int) -> tuple[np.ndarr
     features = split.manifest.grid_shape[1]
     count, total, squares = 0, np.zeros(features), np.zeros(features)
     for batch in images(split, batch_size, limit):
-        cells = batch["grid"].numpy().reshape(-1, features).astype(np.float64)
+        cells = grids(batch).numpy().reshape(-1, features).astype(np.float64)
         count += len(cells)
         total += cells.sum(axis=0)
         squares += np.square(cells).sum(axis=0)

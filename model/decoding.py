@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from model.config import SearchConfig
-from model.dataset import Split, images
+from model.dataset import Grids, Split, images, stored_grids
 from model.hypotheses import Hypotheses, SearchSettings
 from model.progress import Progress
 from model.search import beam
@@ -139,10 +139,17 @@ class CaptionWriter:
       captioner: the model.
       vocabulary: of the model.
       config: how to search.
+      grids: of a batch of records, float16 [N, P, F].
     """
 
-    def __init__(self, captioner: WordModel, vocabulary: Vocabulary, config: SearchConfig) -> None:
-        self._vocabulary = vocabulary
+    def __init__(
+        self,
+        captioner: WordModel,
+        vocabulary: Vocabulary,
+        config: SearchConfig,
+        grids: Grids = stored_grids,
+    ) -> None:
+        self._vocabulary, self._grids = vocabulary, grids
         self._search = tf.function(
             lambda grid: search_captions(captioner, vocabulary, config, grid),
             reduce_retracing=True,
@@ -163,7 +170,7 @@ class CaptionWriter:
                 line.advance(len(batch["key"]))
 
     def _batch(self, batch: dict[str, tf.Tensor]) -> Iterator[Prediction]:
-        found = self._search(batch["grid"])
+        found = self._search(self._grids(batch))
         best = found.tokens[:, 0].numpy()
         log_probs = found.log_prob[:, 0].numpy()
         lengths = found.length[:, 0].numpy()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -77,6 +78,10 @@ class EncoderSettings:
 class Encoder:
     """images → grid; frozen, in inference mode always.
 
+    Args:
+      settings: what it is.
+      network: with weights of its own, instead of those that the settings name.
+
     Attributes:
       settings: what it was made from.
       network: the Keras model.
@@ -84,10 +89,12 @@ class Encoder:
       grid_shape: (P, F).
     """
 
-    def __init__(self, settings: EncoderSettings) -> None:
+    def __init__(self, settings: EncoderSettings, network: keras.Model | None = None) -> None:
         runtimes.check_installed(settings.runtime)
         self.settings = settings
-        self.network = resnet50.build(settings.weights, settings.image_size, settings.precision)
+        self.network = network or resnet50.build(
+            settings.weights, settings.image_size, settings.precision
+        )
         # Batch normalisation must keep its stored statistics: frozen means frozen.
         self.network.trainable = False
         self.digest = resnet50.digest(self.network)
@@ -120,12 +127,20 @@ class Encoder:
         Returns:
           float32 [N, P, F], cells row-major. With TensorFlow as its runtime, a graph may call it.
         """
-        return self._pool(self._runtime(images), extents)
+        return self.pool(self._runtime(images), extents)
 
-    def _pool(
+    def pool(
         self, feature_map: np.ndarray | tf.Tensor, extents: np.ndarray | tf.Tensor | None
     ) -> tf.Tensor:
-        """Average the cells that the picture covers to the grid's."""
+        """Average the cells that the picture covers to the grid's.
+
+        Args:
+          feature_map: the network's, float32 [N, S/32, S/32, F].
+          extents: int32 [N, 2], the picture's size in each; None where pictures fill it.
+
+        Returns:
+          float32 [N, P, F].
+        """
         settings = self.settings
         feature_map = tf.convert_to_tensor(feature_map)
         if settings.aspect != SQUASH and extents is not None:

@@ -7,20 +7,29 @@ from model.captioner import Captioner
 from model.checkpoints import load_trained
 from model.compatibility import check_digest, check_same_grids
 from model.errors import InvalidInput
+from model.fine_tuning import TunedEncoder
 from model.records import Manifest
 from model.vocabulary import Vocabulary
 
 
 def begin_with(
-    captioner: Captioner, vocabulary: Vocabulary, manifest: Manifest, model_dir: Path
+    captioner: Captioner,
+    vocabulary: Vocabulary,
+    manifest: Manifest,
+    model_dir: Path,
+    encoder: TunedEncoder | None = None,
 ) -> None:
     """Give a captioner another one's weights, its statistics of the grids included.
+
+    An encoder that is to be fine-tuned gets those of the other one, if that was fine-tuned, too;
+    else it stays the one with which the records' grids are made.
 
     Args:
       captioner: to change.
       vocabulary: of the captioner.
       manifest: of the records it will be trained on.
       model_dir: of the run that trained the other one.
+      encoder: to change, where it is to be fine-tuned.
 
     Raises:
       InvalidInput: nothing trained there, or a decoder of another size.
@@ -28,7 +37,9 @@ def begin_with(
     """
     trained = load_trained(model_dir)
     check_digest(trained.vocabulary, vocabulary.digest, f"--init_from {model_dir}")
-    check_same_grids(trained.manifest, manifest, "--records")
+    # Where an encoder will look at images, the other one may have looked at grids.
+    content = trained.manifest.content if encoder is None else manifest.content
+    check_same_grids(replace(trained.manifest, content=content), manifest, "--records")
     there = replace(trained.config.decoder, dropout=captioner.config.dropout)
     for name, value in vars(captioner.config).items():
         if getattr(there, name) != value:
@@ -38,3 +49,5 @@ def begin_with(
             )
     for weight, other in zip(captioner.weights, trained.captioner.weights, strict=True):
         weight.assign(other)
+    if encoder is not None and trained.encoder is not None:
+        encoder.assign(trained.encoder.network)

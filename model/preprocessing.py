@@ -88,6 +88,18 @@ def prepare(image_bytes: tf.Tensor, image_size: int, aspect: str = SQUASH) -> Pr
     return Prepared(tf.ensure_shape(image, [image_size, image_size, CHANNELS]), extent)
 
 
+def prepare_batch(image_bytes: tf.Tensor, image_size: int, aspect: str = SQUASH) -> Prepared:
+    """`prepare` for a batch, in a graph: string [N] → image [N, S, S, 3] and extent [N, 2]."""
+    return tf.map_fn(
+        lambda each: prepare(each, image_size, aspect),
+        image_bytes,
+        fn_output_signature=Prepared(
+            tf.TensorSpec([image_size, image_size, CHANNELS], tf.float32),
+            tf.TensorSpec([2], tf.int32),
+        ),
+    )
+
+
 def _resize(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     """uint8 [H, W, 3] → float32 [*size, 3].
 

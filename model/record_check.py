@@ -12,9 +12,19 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from model.records import FEATURE_NAMES, GRID_DTYPE, NO_COMPRESSION, Record, frame
+from model.errors import ItemFailure
+from model.image_bytes import canonicalise
+from model.records import (
+    CONTENT_FEATURES,
+    FEATURE_NAMES,
+    GRID_DTYPE,
+    GRIDS,
+    NO_COMPRESSION,
+    Record,
+    frame,
+)
 
-_IMAGE_ID, _KEY, _GRID, _CAPTIONS, _TOKENS, _TOKEN_COUNTS = FEATURE_NAMES
+_IMAGE_ID, _KEY, _CAPTIONS, _TOKENS, _TOKEN_COUNTS = FEATURE_NAMES
 _INTS = (_IMAGE_ID, _TOKENS, _TOKEN_COUNTS)
 # Length and its CRC before the payload, the payload's CRC behind it.
 _HEADER_BYTES, _FOOTER_BYTES = 12, 4
@@ -66,7 +76,10 @@ def read_frames(file: Stream, size: int) -> Iterator[bytes]:
 
 
 def deserialise(
-    payload: bytes, grid_shape: tuple[int, int], compression: str = NO_COMPRESSION
+    payload: bytes,
+    grid_shape: tuple[int, int],
+    compression: str = NO_COMPRESSION,
+    content: str = GRIDS,
 ) -> Record:
     """Turn a serialised Example back into the record that `serialise` was given.
 
@@ -74,6 +87,7 @@ def deserialise(
       payload: of one record.
       grid_shape: (P, F) of the manifest.
       compression: of the manifest.
+      content: of the manifest.
 
     Raises:
       DamagedRecord: other features, or values that do not fit each other.
@@ -82,11 +96,13 @@ def deserialise(
         features = tf.train.Example.FromString(payload).features.feature
     except DecodeError as error:
         raise DamagedRecord("not a tf.train.Example") from error
-    _check_features(features)
+    held = CONTENT_FEATURES[content]
+    _check_features(features, {*FEATURE_NAMES, held})
     image_id = _one(features[_IMAGE_ID].int64_list.value, _IMAGE_ID)
     key = _text(_one(features[_KEY].bytes_list.value, _KEY), _KEY)
-    stored = _one(features[_GRID].bytes_list.value, _GRID)
-    grid = _grid(_inflated(stored, compression), grid_shape)
+    stored = _one(features[held].bytes_list.value, held)
+    is_grid = content == GRIDS
+    grid = _grid(_inflated(stored, compression), grid_shape) if is_grid else None
     captions = [_text(value, _CAPTIONS) for value in features[_CAPTIONS].bytes_list.value]
     counts = list(features[_TOKEN_COUNTS].int64_list.value)
     flat = list(features[_TOKENS].int64_list.value)
@@ -94,7 +110,8 @@ def deserialise(
         raise DamagedRecord(f"{len(counts)} token_counts, expected {len(captions)}, one a caption")
     if sum(counts) != len(flat) or min(counts, default=0) < 0:
         raise DamagedRecord(f"{len(flat)} tokens, expected {sum(counts)} as token_counts says")
-    return Record(image_id, key, grid, tuple(captions), tuple(_split(flat, counts)))
+    image = None if is_grid else stored
+    return Record(image_id, key, grid, tuple(captions), tuple(_split(flat, counts)), image)
 
 
 def check_values(record: Record, vocabulary_size: int, max_words: int) -> None:
@@ -106,12 +123,13 @@ def check_values(record: Record, vocabulary_size: int, max_words: int) -> None:
       max_words: words beyond which captions are cut.
 
     Raises:
-      DamagedRecord: a grid that is not finite, no caption, a token that is no word, or a caption
-        without words or with too many.
+      DamagedRecord: a grid that is not finite, an image that is not canonical, no caption, a token
+        that is no word, or a caption without words or with too many.
     """
-    wrong = np.count_nonzero(~np.isfinite(record.grid))
-    if wrong:
+    if record.grid is not None and (wrong := np.count_nonzero(~np.isfinite(record.grid))):
         raise DamagedRecord(f"grid with {wrong} values that are not finite, expected none")
+    if record.image is not None:
+        _check_image(record.image)
     if not record.captions:
         raise DamagedRecord("no caption, expected at least one")
     for tokens in record.tokens:
@@ -123,13 +141,21 @@ def check_values(record: Record, vocabulary_size: int, max_words: int) -> None:
             raise DamagedRecord(f"token {outside[0]}, expected 1 to {vocabulary_size - 1}")
 
 
-def _check_features(features: tf.train.Features) -> None:
-    if set(features) != set(FEATURE_NAMES):
+def _check_image(image: bytes) -> None:
+    try:
+        canonical = canonicalise(image)
+    except ItemFailure as failure:
+        raise DamagedRecord(f"image: {failure.message}") from failure
+    if canonical.data != image:
+        raise DamagedRecord("image that is not canonical, expected an upright RGB JPEG or PNG")
+
+
+def _check_features(features: tf.train.Features, names: set[str]) -> None:
+    if set(features) != names:
         raise DamagedRecord(
-            f"features {', '.join(sorted(features)) or 'none'}, "
-            f"expected {', '.join(sorted(FEATURE_NAMES))}"
+            f"features {', '.join(sorted(features)) or 'none'}, expected {', '.join(sorted(names))}"
         )
-    for name in FEATURE_NAMES:
+    for name in sorted(names):
         found = features[name].WhichOneof("kind")
         expected = "int64_list" if name in _INTS else "bytes_list"
         if found != expected:

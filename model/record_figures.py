@@ -34,14 +34,14 @@ class Picture:
     Attributes:
       title: its key.
       captions: raw, in order.
-      grid: float [P, F], P a square, cells row-major.
+      grid: float [P, F], P a square, cells row-major; None of a record of an image.
       photo: uint8 [H, W, 3], or None where it cannot be shown.
       note: said below the title; why there is no photograph.
     """
 
     title: str
     captions: tuple[str, ...]
-    grid: np.ndarray
+    grid: np.ndarray | None
     photo: np.ndarray | None
     note: str = ""
 
@@ -49,9 +49,9 @@ class Picture:
 def draw_records(pictures: Sequence[Picture], path: str | Path) -> None:
     """Draw records side by side, `_COLUMNS` in a row.
 
-    Of each the photograph, the same under the energy of its grid, and its captions. The grid's
-    cells lie over the whole photograph, be it squashed to the encoder's square or kept in its
-    aspect.
+    Of each the photograph, the same under the energy of its grid if it has one, and its captions.
+    The grid's cells lie over the whole photograph, be it squashed to the encoder's square or kept
+    in its aspect.
 
     Args:
       pictures: at least one.
@@ -76,8 +76,9 @@ def draw_records(pictures: Sequence[Picture], path: str | Path) -> None:
         for column, tile in enumerate(row):
             tile.draw(sheet, MARGIN + column * (_TILE_WIDTH + _TILE_GAP), top)
         top += row_height + _TILE_GAP
-    note = "in colour: energy of a cell, the length of its feature vector; brightest where most"
-    sheet.write(note, top - _TILE_GAP / 2, fontsize=_SMALL_FONT, color="gray")
+    if any(picture.grid is not None for picture in pictures):
+        note = "in colour: energy of a cell, the length of its feature vector; brightest where most"
+        sheet.write(note, top - _TILE_GAP / 2, fontsize=_SMALL_FONT, color="gray")
     save(sheet.figure, path)
 
 
@@ -98,18 +99,17 @@ class _Tile:
     """One record, measured before the sheet is made."""
 
     def __init__(self, picture: Picture) -> None:
-        cells = energy(picture.grid)
-        weak, strong = float(cells.min()), float(cells.max())
-        spread = max(strong - weak, _LEAST_CONTRAST * strong, _TINY)
-        strength = (cells - weak) / np.float32(spread)
-        if picture.photo is None:
-            self._panels = [overlaid(np.full((_PANEL, _PANEL, 3), _GREY, np.uint8), strength)]
-        else:
-            photo = fitted(picture.photo, _PANEL)
-            self._panels = [photo, overlaid(photo, strength)]
-        self._title = _first_line(picture.title, _TITLE_FONT)
+        blank = np.full((_PANEL, _PANEL, 3), _GREY, np.uint8)
+        photo = None if picture.photo is None else fitted(picture.photo, _PANEL)
         said = [picture.note] if picture.note else []
-        self._note = _first_line("; ".join([*said, f"energy {weak:.3g} to {strong:.3g}"]), _FONT)
+        self._panels = [] if photo is None else [photo]
+        if picture.grid is not None:
+            strength, range_of_it = _strength(picture.grid)
+            self._panels.append(overlaid(blank if photo is None else photo, strength))
+            said.append(range_of_it)
+        self._panels = self._panels or [blank]
+        self._title = _first_line(picture.title, _TITLE_FONT)
+        self._note = _first_line("; ".join(said), _FONT)
         self._lines = _caption_lines(picture.captions)
 
     @property
@@ -128,6 +128,14 @@ class _Tile:
         # Line by line, so that their distance does not depend on the font's own.
         for number, line in enumerate(self._lines):
             sheet.write(line, top + number * _LINE_HEIGHT, left, fontsize=_FONT)
+
+
+def _strength(grid: np.ndarray) -> tuple[np.ndarray, str]:
+    """Energy of the cells from 0 to 1, float32 [g, g], and between which values it lies."""
+    cells = energy(grid)
+    weak, strong = float(cells.min()), float(cells.max())
+    spread = max(strong - weak, _LEAST_CONTRAST * strong, _TINY)
+    return (cells - weak) / np.float32(spread), f"energy {weak:.3g} to {strong:.3g}"
 
 
 def _caption_lines(captions: Sequence[str]) -> list[str]:

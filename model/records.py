@@ -26,13 +26,18 @@ RECORD_SUFFIX = ".tfrecord"
 GRID_DTYPE = np.float16
 NO_COMPRESSION, ZLIB = COMPRESSIONS = ("none", "zlib")
 """How a record keeps its grid; TensorFlow inflates zlib in its graph."""
+GRIDS, IMAGES = CONTENTS = ("grids", "images")
+"""What a record holds of its image: the encoder's grid, or the bytes that an encoder looks at."""
 # Ends the key of a record that is the mirror image of the one before it.
 FLIP_MARK = "#flip"
 
 _IMAGE_ID, _KEY, _GRID, _CAPTIONS = "image_id", "key", "grid", "captions"
 _TOKENS, _TOKEN_COUNTS = "tokens", "token_counts"
-# All that a record holds, in this order for whoever checks one (model/record_check).
-FEATURE_NAMES = (_IMAGE_ID, _KEY, _GRID, _CAPTIONS, _TOKENS, _TOKEN_COUNTS)
+_IMAGE = "image"
+# What a record holds beside its content, in this order for whoever checks one (model/record_check).
+FEATURE_NAMES = (_IMAGE_ID, _KEY, _CAPTIONS, _TOKENS, _TOKEN_COUNTS)
+# Where its content lies.
+CONTENT_FEATURES = {GRIDS: _GRID, IMAGES: _IMAGE}
 _TOKENS_FEATURE = tf.io.RaggedFeature(
     tf.int64, value_key=_TOKENS, partitions=[tf.io.RaggedFeature.RowLengths(_TOKEN_COUNTS)]
 )
@@ -43,7 +48,7 @@ _ZLIB_LEVEL = 1
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """One image of a split.
+    """One image of a split; it has either a grid or an image.
 
     Attributes:
       image_id: id in the source annotations.
@@ -52,35 +57,45 @@ class Record:
       grid: float16 [P, F], cells row-major from the top left.
       captions: raw captions, in the source's order.
       tokens: for each caption the ids of its words, no special ids.
+      image: canonical bytes (model/image_bytes).
     """
 
     image_id: int
     key: str
-    grid: np.ndarray
+    grid: np.ndarray | None
     captions: tuple[str, ...]
     tokens: tuple[tuple[int, ...], ...]
+    image: bytes | None = None
 
 
 def serialise(record: Record, compression: str = NO_COMPRESSION) -> bytes:
-    """Turn a record into a serialised tf.train.Example; `compression` is one of COMPRESSIONS."""
+    """Turn a record into a serialised tf.train.Example; a grid in one of COMPRESSIONS."""
     flat = [token for caption in record.tokens for token in caption]
-    grid = np.ascontiguousarray(record.grid, GRID_DTYPE).tobytes()
-    if compression == ZLIB:
-        grid = zlib.compress(grid, _ZLIB_LEVEL)
     # Filled in place: put together from messages, a grid is copied into each in turn.
     example = tf.train.Example()
     features = example.features.feature
     features[_IMAGE_ID].int64_list.value.append(record.image_id)
     features[_KEY].bytes_list.value.append(record.key.encode())
-    features[_GRID].bytes_list.value.append(grid)
+    if record.image is not None:
+        features[_IMAGE].bytes_list.value.append(record.image)
+    else:
+        features[_GRID].bytes_list.value.append(_packed(record.grid, compression))
     features[_CAPTIONS].bytes_list.value.extend(caption.encode() for caption in record.captions)
     features[_TOKENS].int64_list.value.extend(flat)
     features[_TOKEN_COUNTS].int64_list.value.extend(len(caption) for caption in record.tokens)
     return example.SerializeToString(deterministic=True)
 
 
+def _packed(grid: np.ndarray | None, compression: str) -> bytes:
+    stored = np.ascontiguousarray(grid, GRID_DTYPE).tobytes()
+    return zlib.compress(stored, _ZLIB_LEVEL) if compression == ZLIB else stored
+
+
 def parse(
-    serialised: tf.Tensor, grid_shape: Sequence[int], compression: str = NO_COMPRESSION
+    serialised: tf.Tensor,
+    grid_shape: Sequence[int],
+    compression: str = NO_COMPRESSION,
+    content: str = GRIDS,
 ) -> dict[str, Any]:
     """Read a batch of serialised Examples, inside tf.data or eagerly.
 
@@ -88,23 +103,25 @@ def parse(
       serialised: string [N].
       grid_shape: (P, F) of the manifest.
       compression: of the manifest.
+      content: of the manifest.
 
     Returns:
-      image_id int64 [N], key string [N], grid float16 [N, P, F], captions string ragged
-      [N, C], tokens int32 ragged [N, C, T].
+      image_id int64 [N], key string [N], grid float16 [N, P, F] or image string [N], captions
+      string ragged [N, C], tokens int32 ragged [N, C, T].
     """
     spec = {
         _IMAGE_ID: tf.io.FixedLenFeature([], tf.int64),
         _KEY: tf.io.FixedLenFeature([], tf.string),
-        _GRID: tf.io.FixedLenFeature([], tf.string),
+        CONTENT_FEATURES[content]: tf.io.FixedLenFeature([], tf.string),
         _CAPTIONS: tf.io.RaggedFeature(tf.string),
         _TOKENS: _TOKENS_FEATURE,
     }
     parsed = tf.io.parse_example(serialised, spec)
-    stored = parsed[_GRID]
-    if compression == ZLIB:
-        stored = tf.io.decode_compressed(stored, "ZLIB")
-    parsed[_GRID] = tf.reshape(tf.io.decode_raw(stored, tf.float16), [-1, *grid_shape])
+    if content == GRIDS:
+        stored = parsed[_GRID]
+        if compression == ZLIB:
+            stored = tf.io.decode_compressed(stored, "ZLIB")
+        parsed[_GRID] = tf.reshape(tf.io.decode_raw(stored, tf.float16), [-1, *grid_shape])
     parsed[_TOKENS] = tf.cast(parsed[_TOKENS], tf.int32)
     return parsed
 
@@ -145,7 +162,8 @@ class Manifest:
       preprocessing: every choice between image bytes and grid (model/preprocessing.choices).
       fingerprint: digest of these.
       grid_shape: (P, F).
-      encoder: {"name", "weights", "digest", "runtime", "precision"}.
+      encoder: {"name", "weights", "digest", "runtime", "precision"}; of records of images, the
+        one with which fine-tuning begins.
       vocabulary: {"digest", "size", "min_word_count"}.
       max_words: words of a caption beyond which it is cut.
       splits: shards by split name.
@@ -154,6 +172,7 @@ class Manifest:
       compression: how records keep their grids; one of COMPRESSIONS.
       flip_copies: records of the training split that are mirror images; None where none were
         asked for.
+      content: what records hold of their images; one of CONTENTS.
     """
 
     preprocessing: Mapping[str, Any]
@@ -167,6 +186,7 @@ class Manifest:
     caption_ledger: Mapping[str, Any]
     compression: str = NO_COMPRESSION
     flip_copies: int | None = None
+    content: str = GRIDS
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -207,6 +227,7 @@ class Manifest:
             manifest = cls(**fields)
             # What every user asks for; a manifest without it is none of ours.
             _ = manifest.image_size, manifest.grid_size, manifest.aspect
+            _ = CONTENT_FEATURES[manifest.content]
             return manifest
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InvalidInput(

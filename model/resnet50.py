@@ -31,6 +31,23 @@ _STEM, _RANDOM_STEM_SCALE = "conv1_bn", 0.02
 _BRANCH_END, _RANDOM_BRANCH_SCALE = "_3_bn", 0.1
 
 
+def architecture(image_size: int, precision: str, weights: str | None = None) -> keras.Model:
+    """The network with ImageNet's weights, or with none that mean anything.
+
+    Args:
+      image_size: S.
+      precision: a Keras dtype policy; weights are float32 under each.
+      weights: IMAGENET or None.
+    """
+    with _dtype_policy(precision):
+        return keras.applications.ResNet50(
+            include_top=False,
+            weights=weights,
+            input_shape=(image_size, image_size, CHANNELS),
+            name=NAME,
+        )
+
+
 def build(weights: str, image_size: int, precision: str) -> keras.Model:
     """The network with its weights: float32 [N, S, S, 3] → [N, S/32, S/32, F], rounded up.
 
@@ -42,25 +59,17 @@ def build(weights: str, image_size: int, precision: str) -> keras.Model:
     Raises:
       InvalidInput: no such weights, or not those of ResNet50.
     """
-    shape = (image_size, image_size, CHANNELS)
-
-    def network(stored: str | None) -> keras.Model:
-        with _dtype_policy(precision):
-            return keras.applications.ResNet50(
-                include_top=False, weights=stored, input_shape=shape, name=NAME
-            )
-
     if weights.startswith(RANDOM_PREFIX):
         seed = weights.removeprefix(RANDOM_PREFIX)
         if not seed.isdecimal():
             raise InvalidInput(f"encoder weights {weights!r}, expected random:SEED")
-        model = network(None)
+        model = architecture(image_size, precision)
         _randomise(model, int(seed))
         return model
     if weights == IMAGENET:
         try:
             with _socket_timeout(_DOWNLOAD_TIMEOUT_S):
-                return network(IMAGENET)
+                return architecture(image_size, precision, IMAGENET)
         # Keras wraps whatever its download meets in a bare Exception.
         except Exception as error:
             raise InvalidInput(
@@ -72,7 +81,7 @@ def build(weights: str, image_size: int, precision: str) -> keras.Model:
             f"encoder weights {weights!r}: no such file, expected imagenet, random:SEED "
             "or a Keras weights file of ResNet50 without top"
         )
-    model = network(None)
+    model = architecture(image_size, precision)
     try:
         with warnings.catch_warnings():
             # Keras leaves what it does not find in the file at random values, with a warning.

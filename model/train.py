@@ -10,6 +10,7 @@ steps, with a checkpoint.
   captionbeam train --records RECORDS --model_dir MODEL --steps 20000 --set dropout=0.3
   captionbeam train --records RECORDS --model_dir NEXT --init_from MODEL --set learning_rate=1e-4
   captionbeam train --records RECORDS --model_dir MODEL --images val2017
+  captionbeam train --records IMAGES --model_dir NEXT --init_from MODEL --set trainable=from_block_4
 """
 
 import argparse
@@ -39,6 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=positive, help="steps in all, resumed runs included")
     length.add_argument("--epochs", type=positive, help="passes over the training split")
+    parser.add_argument(
+        "--encoder_weights",
+        help="of an encoder to be fine-tuned, where its weights file lies now, if it was moved",
+    )
     parser.add_argument("--strategy", choices=STRATEGIES, default="auto")
     parser.add_argument(
         "--set",
@@ -67,6 +72,6 @@ def run(args: argparse.Namespace) -> int:
     from model.trainer import Run, train
 
     strategy = make_strategy(args.strategy)
-    directories = (args.init_from, args.images)
-    train(Run(args.records, args.model_dir, config, strategy, args.steps, *directories))
+    paths = (args.init_from, args.images, args.encoder_weights)
+    train(Run(args.records, args.model_dir, config, strategy, args.steps, *paths))
     return 0

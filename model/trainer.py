@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from model.averages import WeightAverages
 from model.captioner import Captioner
-from model.checkpoints import Checkpoints, Progress, adopt_records, load_records
+from model.checkpoints import Checkpoints, Progress, adopt_records, load_encoder, load_records
 from model.config import Config
 from model.dataset import (
     TRAIN_SPLIT,
@@ -20,10 +20,12 @@ from model.dataset import (
     Stream,
     batch_keys,
     grid_statistics,
+    stored_grids,
     training_batches,
 )
 from model.decoding import CaptionWriter
 from model.errors import CheckFailed, InvalidInput
+from model.fine_tuning import TunedEncoder, check_content, encoded_grids
 from model.history import History
 from model.illustrations import Illustrator
 from model.initial_weights import begin_with
@@ -31,8 +33,10 @@ from model.loss_scale import LEAST, LossScale
 from model.meter import Meter
 from model.objectives import CrossEntropy, Objective
 from model.progress import Progress as ProgressLine
+from model.records import Manifest
 from model.schedules import Schedule
 from model.self_critical import SelfCritical
+from model.split_optimizer import SplitOptimizer
 from model.stopping import on_sigterm
 from model.strategies import all_must_answer, is_chief
 from model.training_config import FLOAT16, SELF_CRITICAL
@@ -60,6 +64,8 @@ class Run:
         new weights. A run that goes on does not look at it.
       images: directory of the validation split's photographs, for pictures in TensorBoard; None
         draws attention without them.
+      encoder_weights: of an encoder to be fine-tuned, where the file that the records name was
+        moved.
     """
 
     records: Path
@@ -69,6 +75,7 @@ class Run:
     steps: int | None = None
     init_from: Path | None = None
     images: Path | None = None
+    encoder_weights: str | None = None
 
 
 class Trainer:
@@ -91,6 +98,7 @@ class Trainer:
                 f"{replicas} replicas"
             )
         manifest, self._vocabulary = load_records(run.records)
+        check_content(manifest, run.config.encoder, str(run.records))
         self._illustrator = Illustrator(self._vocabulary, run.images)
         if self.is_chief:
             adopt_records(run.model_dir, run.records, manifest, run.config)
@@ -102,25 +110,35 @@ class Trainer:
         self.total_steps = run.steps or settings.epochs * self._steps_per_epoch
         keras.utils.set_random_seed(settings.seed)
         self.progress = Progress(self._vocabulary.digest, settings)
-        self._rate = Schedule(
-            settings, self.total_steps, self._steps_per_epoch, self.progress.plateau.scale
-        )
+        self._rate = self._schedule(settings.learning_rate)
         with run.strategy.scope():
             self.captioner = Captioner(
                 run.config.decoder, len(self._vocabulary), manifest.grid_shape
             )
-            self.optimizer = keras.optimizers.Adam(self._rate)
-            self.optimizer.build(self.captioner.trainable_variables)
-            self.averages = WeightAverages(self.captioner.trainable_variables, settings.ema_decay)
+            self.encoder = self._load_encoder(manifest)
+            self.optimizer = self._make_optimizer()
+            encoder = [] if self.encoder is None else self.encoder.trained
+            self.averages = WeightAverages(
+                [*self.captioner.trainable_variables, *encoder], settings.ema_decay
+            )
             self.loss_scale = LossScale(settings.precision)
-        fitted = Fitted(self.captioner, self.optimizer, self.averages, self.loss_scale)
+        fitted = Fitted(
+            self.captioner, self.optimizer, self.averages, self.loss_scale, self.encoder
+        )
         self._objective = self._make_objective()
         self._step = TrainingStep(
             fitted, run.strategy, settings, self._objective, self._vocabulary.pad_id
         )
         self._history = History(run.model_dir)
         self._checkpoints = Checkpoints(run.model_dir, fitted, self.progress)
-        self._writer = CaptionWriter(self.captioner, self._vocabulary, run.config.search)
+        self._grids = (
+            stored_grids
+            if self.encoder is None
+            else encoded_grids(tf.function(self.encoder, reduce_retracing=True))
+        )
+        self._writer = CaptionWriter(
+            self.captioner, self._vocabulary, run.config.search, self._grids
+        )
 
     def _make_objective(self) -> Objective:
         config = self._run.config
@@ -133,6 +151,32 @@ class Trainer:
     def is_chief(self) -> bool:
         """Whether this process writes checkpoints, history and events."""
         return is_chief(self._strategy.cluster_resolver)
+
+    def _load_encoder(self, manifest: Manifest) -> TunedEncoder | None:
+        """The encoder that is to be fine-tuned, with the weights that the records name."""
+        config = self._run.config.encoder
+        if not config.is_trained:
+            return None
+        return TunedEncoder(load_encoder(manifest, self._run.encoder_weights), config)
+
+    def _make_optimizer(self) -> keras.optimizers.Optimizer | SplitOptimizer:
+        adam, variables = keras.optimizers.Adam(self._rate), self.captioner.trainable_variables
+        if self.encoder is None:
+            adam.build(variables)
+            return adam
+        rate = self._schedule(self._run.config.encoder.learning_rate)
+        return SplitOptimizer(
+            (adam, variables), (keras.optimizers.Adam(rate), self.encoder.trained)
+        )
+
+    def _schedule(self, learning_rate: float) -> Schedule:
+        """Training's schedule, to this rate."""
+        return Schedule(
+            replace(self._run.config.training, learning_rate=learning_rate),
+            self.total_steps,
+            self._steps_per_epoch,
+            self.progress.plateau.scale,
+        )
 
     def fit(self, log: Callable[[str], None] = print) -> None:
         """Train to the last step, validating and saving on the way.
@@ -246,12 +290,17 @@ class Trainer:
                     "of a run with cross-entropy; chance alone writes nothing to be rewarded"
                 )
             mean, variance = grid_statistics(
-                self._train_split, self._run.config.training.batch_size, _STATISTICS_IMAGES
+                self._train_split,
+                self._run.config.training.batch_size,
+                _STATISTICS_IMAGES,
+                self._grids,
             )
             self.captioner.set_grid_statistics(mean, variance)
             return
         split = self._train_split
-        begin_with(self.captioner, self._vocabulary, split.manifest, self._run.init_from)
+        begin_with(
+            self.captioner, self._vocabulary, split.manifest, self._run.init_from, self.encoder
+        )
         self.averages.restart()
 
     def _check_same_step(self, step: int) -> None:

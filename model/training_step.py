@@ -10,9 +10,12 @@ import tensorflow as tf
 from model import xla
 from model.averages import WeightAverages
 from model.captioner import Captioner
+from model.dataset import stored_grids
+from model.fine_tuning import TunedEncoder
 from model.loss_scale import LossScale
 from model.losses import count_labels, doubly_stochastic_penalty, l2_penalty
 from model.objectives import Batch, Objective
+from model.split_optimizer import SplitOptimizer
 from model.training_config import TrainingConfig
 
 
@@ -77,12 +80,26 @@ class Fitted:
       optimizer: its state.
       averages: of the weights.
       loss_scale: of the next step.
+      encoder: its weights, where it is fine-tuned.
     """
 
     captioner: Captioner
-    optimizer: keras.optimizers.Optimizer
+    optimizer: keras.optimizers.Optimizer | SplitOptimizer
     averages: WeightAverages
     loss_scale: LossScale
+    encoder: TunedEncoder | None = None
+
+    @property
+    def trained(self) -> list[keras.Variable]:
+        """Variables that the optimiser changes: the captioner's, then the encoder's."""
+        encoder = [] if self.encoder is None else self.encoder.trained
+        return [*self.captioner.trainable_variables, *encoder]
+
+    def grids(self, batch: Batch) -> tf.Tensor:
+        """What the captioner looks at, float16 or float32 [N, P, F]."""
+        if self.encoder is None:
+            return stored_grids(batch)
+        return self.encoder(batch["image"], batch["extent"])
 
 
 class TrainingStep:
@@ -147,7 +164,7 @@ class TrainingStep:
         """Change the weights on one replica, which has the clipped global gradient already."""
         # Keras sums over replicas once more.
         replicas = float(tf.distribute.get_replica_context().num_replicas_in_sync)
-        variables = self._fitted.captioner.trainable_variables
+        variables = self._fitted.trained
         self._fitted.optimizer.apply([gradient / replicas for gradient in gradients], variables)
 
     def _gradients(
@@ -177,8 +194,9 @@ class TrainingStep:
     ) -> Gradients:
         """As `_gradients`, of counts over all replicas, or what makes them of this replica's."""
         config = self._config
-        variables = self._fitted.captioner.trainable_variables
+        variables = self._fitted.trained
         with tf.GradientTape() as tape:
+            batch = {**batch, "grid": self._fitted.grids(batch)}
             aim = self._objective(batch, seed, step)
             if callable(counts):
                 _, captions = count_labels(aim.labels, self._pad_id)
@@ -189,7 +207,9 @@ class TrainingStep:
                 penalty, _ = doubly_stochastic_penalty(aim.attention, aim.labels, self._pad_id)
                 loss += config.attention_penalty * penalty / counts.captions
             if config.l2:
-                loss += config.l2 * l2_penalty(variables) / self._strategy.num_replicas_in_sync
+                # An encoder's pretrained kernels would be pulled to 0.
+                penalty = l2_penalty(self._fitted.captioner.trainable_variables)
+                loss += config.l2 * penalty / self._strategy.num_replicas_in_sync
             scaled = loss * scale
         gradients = [tf.convert_to_tensor(g) for g in tape.gradient(scaled, variables)]
         return Gradients(loss, aim.measured / counts.measured, counts, gradients)

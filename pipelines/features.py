@@ -1,11 +1,11 @@
-"""What a preprocessing shard does: image bytes → ResNet50 grids → records."""
+"""What a preprocessing shard does: image bytes → canonical bytes or ResNet50 grids → records."""
 
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -37,6 +37,10 @@ FLIP_CAPTIONS = "flip_captions"
 # Valid captions lost with their image: this, then the image's reason.
 LOST_CAPTIONS = "lost_captions_"
 
+_Content = np.ndarray | bytes
+_Prepare = Callable[[bytes], Prepared]
+_Loaded = TypeVar("_Loaded")
+
 # An item's field: its mirror image becomes a record of its own.
 FLIP = "flip"
 # What a caption that begins so says is not true of the mirror image.
@@ -53,6 +57,7 @@ class FeatureSettings:
       compression: how a record keeps its grid.
       max_words: words beyond which a caption is cut.
       read_threads: images read and decoded at once; decides no byte.
+      content: what a record holds of its image.
     """
 
     image_size: int
@@ -60,6 +65,7 @@ class FeatureSettings:
     compression: str
     max_words: int
     read_threads: int = READ_THREADS
+    content: str = records.GRIDS
 
 
 @dataclass(frozen=True)
@@ -81,11 +87,13 @@ class Features:
     settings: FeatureSettings
 
     def setup(self) -> None:
-        """Load the encoder, or find it loaded.
+        """Load the encoder, or find it loaded; records of images need none.
 
         Raises:
           InvalidInput: it is not the one that the launcher loaded.
         """
+        if self.settings.content == records.IMAGES:
+            return
         found = self.shared.acquire(self.make_encoder).digest
         if found != self.encoder_digest:
             raise InvalidInput(
@@ -96,20 +104,39 @@ class Features:
 
     def process(self, items: Sequence[Item], sink: Sink) -> None:
         """Write a record for every image that can be read and has a valid caption."""
-        encoder = self.shared.acquire(self.make_encoder)
         writer = _Records(read_vocabulary(self.vocabulary), self.settings, sink)
+        if self.settings.content == records.IMAGES:
+            for item, image in self._read(items, _canonical, self.settings.read_threads):
+                writer.write(item, image)
+            return
+        for view, grid in self._encoded(items):
+            if view.flipped:
+                writer.write_copy(view.item, grid)
+            else:
+                writer.write(view.item, grid)
+
+    def _read(
+        self, items: Sequence[Item], load: Callable[[Item, _Prepare], _Loaded], ahead: int
+    ) -> Iterator[tuple[Item, _Loaded | ItemFailure]]:
+        """Load every item in threads, so many of them ahead."""
         settings = self.settings
-        load = partial(_load, prepare=shared_preparer(settings.image_size, settings.aspect))
+        prepare = shared_preparer(settings.image_size, settings.aspect)
+        return read_ahead(
+            items, lambda item: load(item, prepare), threads=settings.read_threads, ahead=ahead
+        )
+
+    def _encoded(self, items: Sequence[Item]) -> Iterator[tuple[View, np.ndarray | ItemFailure]]:
+        """Every image, and its mirror image where that is asked for, with its grid."""
+        encoder = self.shared.acquire(self.make_encoder)
         size, at_once = encoder.batch_size, encoder.concurrency
         # Few, since each image is S × S × 3 floats; enough for every thread to have one.
-        ahead = max(size, settings.read_threads)
-        loaded = read_ahead(items, load, threads=settings.read_threads, ahead=ahead)
+        loaded = self._read(items, _load, max(size, self.settings.read_threads))
         views = len(items) + sum(bool(item.get(FLIP)) for item in items)
         # In threads of their own: the encoder works on while records are written. A batch waits
         # for each at work, so that none of them waits for those before it to be written.
         encoded = read_ahead(
             batches(_with_copies(loaded), size, total=views, at_once=at_once),
-            Encoding(encoder, settings.image_size),
+            Encoding(encoder, self.settings.image_size),
             threads=at_once,
             ahead=2 * at_once - 1,
         )
@@ -117,8 +144,7 @@ class Features:
             # An encoder fails as a whole; what one image lacks stands in its view.
             if isinstance(grids, ItemFailure):
                 raise grids
-            for view, grid in zip(batch, grids, strict=True):
-                writer.write(view, grid)
+            yield from zip(batch, grids, strict=True)
 
 
 class _Records:
@@ -128,29 +154,31 @@ class _Records:
         self._vocabulary, self._settings, self._sink = vocabulary, settings, sink
         self._last_written = False
 
-    def write(self, view: View, grid: np.ndarray | ItemFailure) -> None:
-        """Account for one image; a mirror image follows the image itself."""
-        if not view.flipped:
-            self._last_written = self._write_image(view.item, grid)
-        elif self._last_written and not isinstance(grid, ItemFailure):
-            self._write_copy(view.item, grid)
+    def write(self, item: Item, content: _Content | ItemFailure) -> None:
+        """Account for one image."""
+        self._last_written = self._write_image(item, content)
 
-    def _write_image(self, item: Item, grid: np.ndarray | ItemFailure) -> bool:
+    def write_copy(self, item: Item, grid: np.ndarray | ItemFailure) -> None:
+        """Write the mirror image of the image before it, where that was written."""
+        if self._last_written and not isinstance(grid, ItemFailure):
+            self._write_copy(item, grid)
+
+    def _write_image(self, item: Item, content: _Content | ItemFailure) -> bool:
         captions = []
         for annotation_id, caption in item["captions"]:
             try:
                 captions.append((caption, coco.words_of(annotation_id, caption)))
             except ItemFailure as failure:
                 self._sink.fail_part(item, failure)
-        if isinstance(grid, ItemFailure):
-            self._sink.fail(item, grid, **{LOST_CAPTIONS + grid.reason: len(captions)})
+        if isinstance(content, ItemFailure):
+            self._sink.fail(item, content, **{LOST_CAPTIONS + content.reason: len(captions)})
         elif not captions:
             count = len(item["captions"])
             message = f"none of its {count} captions is valid, expected at least one"
             self._sink.fail(item, ItemFailure(Reason.NO_VALID_CAPTION, message))
         else:
             cut = sum(len(words) > self._settings.max_words for _, words in captions)
-            payload = self._record(item, item["key"], grid, captions)
+            payload = self._record(item, item["key"], content, captions)
             self._sink.write(payload, **{CAPTIONS: len(captions), CUT_CAPTIONS: cut})
             return True
         return False
@@ -168,27 +196,37 @@ class _Records:
             self._sink.write_copy(payload, **{FLIPS: 1, FLIP_CAPTIONS: len(captions)})
 
     def _record(
-        self, item: Item, key: str, grid: np.ndarray, captions: Sequence[tuple[str, list[str]]]
+        self, item: Item, key: str, content: _Content, captions: Sequence[tuple[str, list[str]]]
     ) -> bytes:
         encode, most = self._vocabulary.encode_words, self._settings.max_words
         record = records.Record(
             item["image_id"],
             key,
-            grid,
+            None if isinstance(content, bytes) else content,
             tuple(caption for caption, _ in captions),
             tuple(tuple(encode(words[:most])) for _, words in captions),
+            content if isinstance(content, bytes) else None,
         )
         return records.frame(records.serialise(record, self._settings.compression))
 
 
-def _load(item: Item, prepare: Callable[[bytes], Prepared]) -> Prepared:
+def _load(item: Item, prepare: _Prepare) -> Prepared:
     """Read, validate, decode and normalise one image; a Prepared of arrays."""
+    return _read_and_prepare(item, prepare)[1]
+
+
+def _canonical(item: Item, prepare: _Prepare) -> bytes:
+    """Read and validate one image; decoded, too, so that training meets none that cannot be."""
+    return _read_and_prepare(item, prepare)[0]
+
+
+def _read_and_prepare(item: Item, prepare: _Prepare) -> tuple[bytes, Prepared]:
     data = read_item(item)
     # A JPEG's pixels are read once, by TensorFlow: it refuses what Pillow does, and a few more
     # (a test compares).
     canonical = canonicalise(data, read_pixels=False)
     try:
-        return prepare(canonical.data)
+        return canonical.data, prepare(canonical.data)
     except tf.errors.InvalidArgumentError as error:
         canonicalise(data)
         raise ItemFailure(

@@ -112,6 +112,11 @@ class Plan:
         return str(self.choices["compression"])
 
     @property
+    def content(self) -> str:
+        """What records hold of their images; plans of grids do not say so."""
+        return str(self.choices.get("content", records.GRIDS))
+
+    @property
     def flip_copies(self) -> bool:
         """Whether every training image has its mirror image beside it."""
         return bool(self.choices["flip_copies"])
@@ -124,6 +129,7 @@ class Plan:
             self.compression,
             self.max_words,
             read_threads,
+            self.content,
         )
 
     def manifest_fields(self) -> dict[str, Any]:
@@ -141,6 +147,7 @@ class Plan:
             },
             "max_words": self.max_words,
             "compression": self.compression,
+            "content": self.content,
         }
 
     def shard_names(self, split: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Turn captions and photographs into TFRecords of ResNet50 grids and tokens.
+"""Turn captions and photographs into TFRecords of ResNet50 grids, or images, and tokens.
 
 A source is a file of captions and the place of its images, --split NAME=FILE:IMAGES; sources
 of one NAME join. FILE is COCO captions JSON, a token file of Flickr8k or Flickr30k, a CSV or
@@ -44,6 +44,7 @@ _OPTIONS: dict[str, tuple[type, str]] = {
     ),
     "encoder_runtime": (str, "tensorflow, openvino or auto: openvino where it is (tensorflow)"),
     "encoder_precision": (str, "float32, mixed_float16 or auto: mixed on a GPU (auto)"),
+    "content": (str, "grids, or images to fine-tune the encoder with (grids)"),
     "compression": (str, "of the grids: none or zlib, without loss (none)"),
     "min_word_count": (int, "a word seen less often in train becomes <unk> (5)"),
     "max_words": (int, "longer captions are cut (20)"),
@@ -51,7 +52,7 @@ _OPTIONS: dict[str, tuple[type, str]] = {
     "read_threads": (int, "images a worker reads and decodes at once (twice the cores, at most 8)"),
 }
 # Those that are fields of PreprocessSettings by the same name.
-_FIELDS = ("min_word_count", "max_words", "compression", "shard_size", "read_threads")
+_FIELDS = ("min_word_count", "max_words", "content", "compression", "shard_size", "read_threads")
 
 # What may stand beside --check; all else is in the plan that RECORDS holds.
 _WITH_CHECK = {"check", "repair", "max_failure_rate", "beam_args"}

@@ -119,6 +119,7 @@ def _rules(contents: Contents) -> Rules:
         _vocabulary_size(contents),
         fields["max_words"],
         fields["compression"],
+        fields["content"],
     )
 
 
@@ -175,5 +176,5 @@ def _named(
 def _key(contents: Contents, shard: Expected, place: Place) -> str:
     rules = _rules(contents)
     path = contents.job.path(shard.file)
-    records_of_it = read_records(path, rules.grid_shape, rules.compression)
+    records_of_it = read_records(path, rules.grid_shape, rules.compression, rules.content)
     return next(islice(records_of_it, place.record, None)).key

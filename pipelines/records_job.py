@@ -59,6 +59,7 @@ class PreprocessSettings:
       max_words: words beyond which a caption is cut.
       compression: how records keep their grids: one of model.records.COMPRESSIONS.
       flip_copies: add the mirror image of every training image as a record of its own.
+      content: what records hold of their images: one of model.records.CONTENTS.
       read_threads: images that a worker reads and decodes at once.
       vocabulary: used instead of counting words; `min_word_count` then means nothing.
     """
@@ -72,6 +73,7 @@ class PreprocessSettings:
     max_words: int = 20
     compression: str = records.NO_COMPRESSION
     flip_copies: bool = False
+    content: str = records.GRIDS
     read_threads: int = READ_THREADS
     vocabulary: Vocabulary | None = None
 
@@ -81,6 +83,7 @@ class PreprocessSettings:
                 f"compression {self.compression!r}, expected one of "
                 f"{', '.join(records.COMPRESSIONS)}"
             )
+        self._check_content()
         for name in ("shard_size", "min_word_count", "max_words", "read_threads"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name} {getattr(self, name)}, expected at least 1")
@@ -99,6 +102,24 @@ class PreprocessSettings:
                     f"photographs of {source.annotations}"
                 )
         storage.check_filesystem(self.output, "output")
+
+    def _check_content(self) -> None:
+        if self.content not in records.CONTENTS:
+            raise InvalidInput(
+                f"content {self.content!r}, expected one of {', '.join(records.CONTENTS)}"
+            )
+        if self.content == records.GRIDS:
+            return
+        if self.compression != records.NO_COMPRESSION:
+            raise InvalidInput(
+                f"compression {self.compression} with content {self.content}, expected "
+                f"{records.NO_COMPRESSION}: JPEG and PNG are compressed already"
+            )
+        if self.flip_copies:
+            raise InvalidInput(
+                f"flip_copies with content {self.content}, expected content {records.GRIDS}; "
+                "leave out --flip_copies"
+            )
 
 
 @dataclass(frozen=True)
@@ -229,6 +250,9 @@ def _choices(settings: PreprocessSettings) -> dict[str, Any]:
         for each in fields(settings)
         if each.name not in _NO_CHOICES
     }
+    if settings.content == records.GRIDS:
+        # As jobs began before there was another content.
+        del values["content"]
     given = values.pop("vocabulary")
     # First, so that a resume with another vocabulary hears of that.
     if given is None:

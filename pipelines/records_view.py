@@ -55,7 +55,8 @@ class RecordsView:
         for info in self.manifest.shards(self.split):
             try:
                 path, shape = self.job.path(info.file), self.manifest.grid_shape
-                for record in read_records(path, shape, self.manifest.compression):
+                kept = self.manifest.compression, self.manifest.content
+                for record in read_records(path, shape, *kept):
                     yield info, record
             except (DamagedRecord, OSError) as error:
                 raise InvalidInput(
@@ -103,12 +104,7 @@ def print_summary(view: RecordsView) -> None:
     for unit, ledger in (("images", manifest.ledger), ("captions", manifest.caption_ledger)):
         parts = (ledger["written"], ledger["failed"], ledger["skipped"])
         print(f"{unit}: {equation(ledger['inputs'], 'written', *parts)}")
-    cells, features = manifest.grid_shape
-    print(
-        f"grids: {cells} cells of {features} features in {np.dtype(records.GRID_DTYPE).name}, of "
-        f"images of {manifest.image_size}×{manifest.image_size} pixels, aspect ratio "
-        f"{manifest.aspect}; compression {manifest.compression}"
-    )
+    print(_content(manifest))
     if manifest.flip_copies is not None:
         print(f"mirror images: {manifest.flip_copies} of the records of {TRAIN_SPLIT}")
     encoder = {**manifest.encoder, "digest": short(manifest.encoder["digest"])}
@@ -150,6 +146,18 @@ def print_records(view: RecordsView, count: int, picture: str) -> None:
     print(f"\npicture of {len(pictures)} records: {picture}")
 
 
+def _content(manifest: records.Manifest) -> str:
+    cells, features = manifest.grid_shape
+    grids = f"{cells} cells of {features} features"
+    side = f"{manifest.image_size}×{manifest.image_size} pixels, aspect ratio {manifest.aspect}"
+    if manifest.content == records.IMAGES:
+        return f"images: JPEG and PNG, for an encoder that sees {side}, and grids of {grids}"
+    return (
+        f"grids: {grids} in {np.dtype(records.GRID_DTYPE).name}, of images of {side}; "
+        f"compression {manifest.compression}"
+    )
+
+
 def _lengths(view: RecordsView) -> str:
     total = view.manifest.num_images(view.split)
     measured = min(total, _MEASURED_IMAGES)
@@ -175,6 +183,8 @@ def _lengths(view: RecordsView) -> str:
 
 
 def _describe(record: records.Record) -> str:
+    if record.grid is None:
+        return f"{record.key}, id {record.image_id}, image of {len(record.image or b'')} bytes"
     grid = record.grid.astype(np.float32)
     cells, features = grid.shape
     return (
@@ -184,18 +194,27 @@ def _describe(record: records.Record) -> str:
 
 
 def _picture(job: Job, info: records.ShardInfo, record: records.Record) -> Picture:
-    photo, note = None, f"no photograph of this key in {WORK_DIR}/specs"
+    photo, note = _found_photo(job, info, record)
+    title = f"{record.key}  (id {record.image_id})"
+    return Picture(title, record.captions, record.grid, photo, note)
+
+
+def _found_photo(
+    job: Job, info: records.ShardInfo, record: records.Record
+) -> tuple[np.ndarray | None, str]:
+    """The photograph of a record, or None and why; one of images brings its own."""
+    if record.image is not None:
+        return photograph(record.image, _PHOTO_PIXELS), ""
     name = info.file.removesuffix(records.RECORD_SUFFIX)
     items = _items(job.path(WORK_DIR, "specs", f"{name}.jsonl"))
     mirrored = record.key.endswith(records.FLIP_MARK)
-    if item := items.get(record.key.removesuffix(records.FLIP_MARK)):
-        try:
-            photo, note = photograph(read_item(item), _PHOTO_PIXELS, mirrored=mirrored), ""
-        except ItemFailure as failure:
-            note = f"photograph: {failure.message}"
-    return Picture(
-        f"{record.key}  (id {record.image_id})", record.captions, record.grid, photo, note
-    )
+    item = items.get(record.key.removesuffix(records.FLIP_MARK))
+    if item is None:
+        return None, f"no photograph of this key in {WORK_DIR}/specs"
+    try:
+        return photograph(read_item(item), _PHOTO_PIXELS, mirrored=mirrored), ""
+    except ItemFailure as failure:
+        return None, f"photograph: {failure.message}"
 
 
 @lru_cache(maxsize=1)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.record_check import DamagedRecord, check_values, deserialise, read_frames
-from model.records import Record, ShardInfo
+from model.records import GRIDS, Record, ShardInfo
 from pipelines import storage
 from pipelines.wording import short
 
@@ -27,12 +27,14 @@ class Rules:
       vocabulary_size: V.
       max_words: words beyond which captions are cut.
       compression: how records keep their grids.
+      content: what records hold of their images.
     """
 
     grid_shape: tuple[int, int]
     vocabulary_size: int
     max_words: int
     compression: str
+    content: str
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,9 @@ def check_shard(
     return ShardReport(tuple(faults), bytes(tally.keys), bytes(tally.identities))
 
 
-def read_records(path: str, grid_shape: tuple[int, int], compression: str) -> Iterator[Record]:
+def read_records(
+    path: str, grid_shape: tuple[int, int], compression: str, content: str = GRIDS
+) -> Iterator[Record]:
     """The records of a shard, one in memory at a time.
 
     Raises:
@@ -96,7 +100,7 @@ def read_records(path: str, grid_shape: tuple[int, int], compression: str) -> It
         raise FileNotFoundError("no such file")
     with storage.open_read(path) as file:
         for payload in read_frames(file, size):
-            yield deserialise(payload, grid_shape, compression)
+            yield deserialise(payload, grid_shape, compression, content)
 
 
 class _Tally:
@@ -135,7 +139,7 @@ class _HashedStream:
 def _records(stream: _HashedStream, size: int, rules: Rules) -> Iterator[Record]:
     for number, payload in enumerate(read_frames(stream, size), 1):
         try:
-            record = deserialise(payload, rules.grid_shape, rules.compression)
+            record = deserialise(payload, rules.grid_shape, rules.compression, rules.content)
         except DamagedRecord as damage:
             raise DamagedRecord(f"record {number}: {damage}") from damage
         try:

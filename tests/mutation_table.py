@@ -195,6 +195,15 @@ MUTATIONS = (
     ),
     Mutation(
         BATCH_NORMALISATION,
+        "scales and offsets fine-tuned with the convolutions",
+        "model/fine_tuning.py",
+        "is_above and isinstance(layer, keras.layers.Conv2D)",
+        "is_above",
+        "tests/test_model_fine_tuning.py"
+        "::test_the_convolutions_from_a_stage_on_are_trained_and_nothing_else[from_block_4]",
+    ),
+    Mutation(
+        BATCH_NORMALISATION,
         "statistics of the batch",
         "model/encoder.py",
         "self._runtime(images)",
@@ -343,7 +352,7 @@ MUTATIONS = (
         RESUME,
         "without the optimiser",
         "model/checkpoints.py",
-        "tf.train.Checkpoint(**vars(fitted), progress=progress)",
+        "tf.train.Checkpoint(**parts, progress=progress)",
         "tf.train.Checkpoint(captioner=fitted.captioner, progress=progress)",
         f"{_RESUMING}::test_resumed_run_equals_the_undisturbed_one[plain]",
     ),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import captionbeam
-from model.records import NO_COMPRESSION, Record, frame, serialise
+from model.records import NO_COMPRESSION, Manifest, Record, frame, serialise
 from pipelines.records_job import preprocess
 from pipelines.shard_check import read_records
 from tests.preprocess_fixtures import FakeEncoder, settings, write_split
@@ -70,7 +70,8 @@ def sha256(path: Path) -> str:
 
 def read_shard(output: Path, name: str) -> list[Record]:
     """All records of a shard."""
-    return list(read_records(str(shard(output, name)), GRID_SHAPE, NO_COMPRESSION))
+    content = Manifest.load(output).content
+    return list(read_records(str(shard(output, name)), GRID_SHAPE, NO_COMPRESSION, content))
 
 
 def edit_json(path: Path, edit: Callable[[Any], None]) -> None:

@@ -39,6 +39,12 @@ def test_round_trip(tmp_path: Path) -> None:
             "schedule=linear",
             "training.schedule 'linear', expected one of constant, cosine, step, plateau",
         ),
+        (
+            "encoder.trainable=from_block_1",
+            "encoder.trainable 'from_block_1', expected one of none, from_block_2, from_block_3, "
+            "from_block_4, from_block_5",
+        ),
+        ("encoder.learning_rate=0", "encoder.learning_rate 0.0, expected 1e-09 to 10.0"),
         ("nonsense=1", "no setting 'nonsense', expected one of decoder."),
         ("dropout", "--set 'dropout', expected FIELD=VALUE"),
     ],
@@ -70,6 +76,24 @@ def test_a_file_of_before_the_search_had_rules(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text('{"search": {"beam_width": 2, "max_length": 9}}', encoding="utf-8")
     assert Config.load(path).search == SearchConfig(2, 9, 0.0, 0, 0)
+
+
+def test_a_learning_rate_without_a_section_is_trainings() -> None:
+    config = Config().updated([("learning_rate", 0.5), ("trainable", "from_block_4")])
+    assert (config.training.learning_rate, config.encoder.learning_rate) == (0.5, 1e-5)
+    assert config.encoder.is_trained
+    own = config.updated([("encoder.learning_rate", 0.25)])
+    assert (own.training.learning_rate, own.encoder.learning_rate) == (0.5, 0.25)
+    assert not Config.from_dict({"decoder": {}}, "of before").encoder.is_trained
+
+
+@pytest.mark.parametrize("other", [("xla", True), ("precision", "bfloat16")])
+def test_an_encoder_is_fine_tuned_in_float32_without_xla(other: tuple[str, object]) -> None:
+    tuned = ("trainable", "from_block_4")
+    with pytest.raises(InvalidInput, match=r"encoder\.trainable from_block_4 with training\.prec"):
+        Config().updated([tuned, other])
+    with pytest.raises(InvalidInput, match="expected precision float32 and xla false"):
+        Config().updated([other]).updated([tuned])
 
 
 def test_settings_that_limit_each_other_come_in_any_order() -> None:

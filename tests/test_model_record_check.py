@@ -83,7 +83,7 @@ def test_what_was_serialised_is_read_back() -> None:
     for wanted in (record(), record(captions=("",), tokens=((),)), record(captions=(), tokens=())):
         found = deserialise(serialise(wanted), SHAPE)
         np.testing.assert_array_equal(found.grid, wanted.grid)
-        assert found.grid.dtype == np.float16
+        assert np.asarray(found.grid).dtype == np.float16
         for name in ("image_id", "key", "captions", "tokens"):
             assert getattr(found, name) == getattr(wanted, name)
 

@@ -120,7 +120,7 @@ def test_the_first_records_are_printed_and_drawn(
     rows = read_shard(output, VAL)
     code, lines, err = show("--show=2", "--split=val", "--picture=two.png")
     assert (code, err) == (0, "")
-    grid = rows[0].grid.astype(np.float32)
+    grid = np.asarray(rows[0].grid, np.float32)
     assert rows[0].key == "000000000101.jpg"
     assert lines[10:16] == [
         "",

@@ -2,8 +2,10 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,11 +47,19 @@ def make_records(
     split the very same images anew, or others with the captions that are given.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    splits = {"train": write_split(directory, "train", make_rows(train, seed), shards)}
+    if val:
+        splits["val"] = write_split(directory, "val", make_rows(CAPTIONS, seed), 1)
+    write_papers(directory, splits)
+    return directory
+
+
+def write_papers(
+    directory: Path, splits: Mapping[str, tuple[ShardInfo, ...]], **changes: Any
+) -> None:
+    """Write vocabulary and manifest; `changes` are fields of the manifest."""
     vocabulary = make_vocabulary()
     vocabulary.save(directory / records.VOCABULARY_FILE)
-    splits = {"train": _write_split(directory, "train", _images(train, seed), shards)}
-    if val:
-        splits["val"] = _write_split(directory, "val", _images(CAPTIONS, seed), 1)
     total = sum(shard.records for split in splits.values() for shard in split)
     manifest = Manifest(
         preprocessing=CHOICES,
@@ -62,11 +72,12 @@ def make_records(
         ledger={"inputs": total, "written": total, "failed": {}, "skipped": 0},
         caption_ledger={},
     )
-    (directory / records.MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
-    return directory
+    text = replace(manifest, **changes).to_json()
+    (directory / records.MANIFEST_FILE).write_text(text, encoding="utf-8")
 
 
-def _images(captions: Sequence[Sequence[str]], seed: int) -> list[Record]:
+def make_rows(captions: Sequence[Sequence[str]], seed: int) -> list[Record]:
+    """A record with a random grid for each image's captions."""
     vocabulary, generator = make_vocabulary(), np.random.default_rng(seed)
     return [
         Record(
@@ -80,9 +91,10 @@ def _images(captions: Sequence[Sequence[str]], seed: int) -> list[Record]:
     ]
 
 
-def _write_split(
-    directory: Path, split: str, images: list[Record], shards: int
+def write_split(
+    directory: Path, split: str, images: Sequence[Record], shards: int
 ) -> tuple[ShardInfo, ...]:
+    """Write the shards of a split."""
     infos = []
     for index in range(shards):
         members = images[index::shards]
