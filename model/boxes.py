@@ -1,7 +1,6 @@
 """Boxes of named objects: COCO's instances JSON, as shares of the picture's sides."""
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ from model.tokeniser import tokenise
 
 _EXPECTED = "COCO instances JSON such as instances_val2017.json"
 _REMEDY = "download it again"
+# Far beyond any picture; no number that a float cannot hold.
+_MOST_PIXELS = 1e9
 # Most of the file, and of no use here.
 _OUTLINE = "segmentation"
 
@@ -79,7 +80,7 @@ def read_boxes(path: Path) -> Boxes:
     names: dict[int, str] = {}
     for where, entry in _entries(document, "categories", path):
         name = _field(entry, "name", str, where)
-        names[_field(entry, "id", int, where)] = " ".join(tokenise(name))
+        names[_new_id(entry, names, where)] = " ".join(tokenise(name))
     pictures: dict[str, dict[str, tuple[Box, ...]]] = {}
     files: dict[int, str] = {}
     sizes: dict[str, tuple[int, int]] = {}
@@ -87,7 +88,7 @@ def read_boxes(path: Path) -> Boxes:
         file_name = _field(entry, "file_name", str, where)
         if file_name in pictures:
             raise InvalidInput(f"{where}: file_name {file_name!r} twice, expected each once")
-        number = _field(entry, "id", int, where)
+        number = _new_id(entry, files, where)
         sizes[file_name] = _size(entry, where)
         files[number], pictures[file_name] = file_name, {}
     for where, entry in _entries(document, "annotations", path):
@@ -139,6 +140,13 @@ def _field(entry: Any, field: str, kind: type, where: str) -> Any:
     return value
 
 
+def _new_id(entry: Any, known: Mapping[int, object], where: str) -> int:
+    number: int = _field(entry, "id", int, where)
+    if number in known:
+        raise InvalidInput(f"{where}: id {number} twice, expected each once")
+    return number
+
+
 def _known(entry: Any, field: str, known: Mapping[int, object], of: str, where: str) -> int:
     number: int = _field(entry, field, int, where)
     if number not in known:
@@ -158,7 +166,7 @@ def _box(entry: Any, size: tuple[int, int], where: str) -> Box:
     bbox = entry.get("bbox")
     numbers = bbox if isinstance(bbox, list) else []
     valid = len(numbers) == 4 and all(
-        type(number) in (int, float) and math.isfinite(number) for number in numbers
+        type(number) in (int, float) and abs(number) < _MOST_PIXELS for number in numbers
     )
     if not valid or min(numbers[2:]) < 0:
         raise InvalidInput(

@@ -1,11 +1,13 @@
 """What a second phase of training begins with: the best weights of an earlier MODEL_DIR."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 from model.captioner import Captioner
 from model.checkpoints import load_trained
 from model.compatibility import check_digest, check_same_grids
+from model.config import CONFIG_FILE, Config, DecoderConfig
 from model.errors import InvalidInput
 from model.fine_tuning import TunedEncoder
 from model.records import Manifest
@@ -36,18 +38,46 @@ def begin_with(
       RecordsMismatch: it writes other words or looks at other grids.
     """
     trained = load_trained(model_dir)
+    _check_decoder(trained.config.decoder, captioner.config, model_dir)
     check_digest(trained.vocabulary, vocabulary.digest, f"--init_from {model_dir}")
     # Where an encoder will look at images, the other one may have looked at grids.
     content = trained.manifest.content if encoder is None else manifest.content
     check_same_grids(replace(trained.manifest, content=content), manifest, "--records")
-    there = replace(trained.config.decoder, dropout=captioner.config.dropout)
-    for name, value in vars(captioner.config).items():
-        if getattr(there, name) != value:
-            raise InvalidInput(
-                f"--init_from {model_dir}: decoder.{name} is {getattr(there, name)} there, {value} "
-                f"in this run; --set decoder.{name}={getattr(there, name)}"
-            )
     for weight, other in zip(captioner.weights, trained.captioner.weights, strict=True):
         weight.assign(other)
     if encoder is not None and trained.encoder is not None:
         encoder.assign(trained.encoder.network)
+
+
+def check_beginning(run_config: Config, model_dir: Path) -> None:
+    """Refuse, before anything is written, a MODEL_DIR whose decoder is of another size.
+
+    Args:
+      run_config: of the run that is to begin with its weights.
+      model_dir: of the run that trained them.
+
+    Raises:
+      InvalidInput: nothing trained there, or a decoder of another size.
+    """
+    path = model_dir / CONFIG_FILE
+    if not path.is_file():
+        raise InvalidInput(
+            f"--init_from {model_dir}: no {CONFIG_FILE}, expected a directory of "
+            "`captionbeam train`"
+        )
+    _check_decoder(Config.load(path).decoder, run_config.decoder, model_dir)
+
+
+def _check_decoder(there: DecoderConfig, here: DecoderConfig, model_dir: Path) -> None:
+    """All differences but dropout's, which has no weights."""
+    differ = {
+        name: value
+        for name, value in vars(there).items()
+        if name != "dropout" and value != getattr(here, name)
+    }
+    if differ:
+        flags = " ".join(f"--set decoder.{name}={json.dumps(differ[name])}" for name in differ)
+        raise InvalidInput(
+            f"--init_from {model_dir}: its decoder has other sizes than this run's, expected the "
+            f"same; add {flags}"
+        )

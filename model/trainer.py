@@ -28,12 +28,12 @@ from model.errors import CheckFailed, InvalidInput
 from model.fine_tuning import TunedEncoder, check_content, encoded_grids
 from model.history import History
 from model.illustrations import Illustrator
-from model.initial_weights import begin_with
+from model.initial_weights import begin_with, check_beginning
 from model.loss_scale import LEAST, LossScale
 from model.meter import Meter
 from model.objectives import CrossEntropy, Objective
 from model.progress import Progress as ProgressLine
-from model.records import Manifest
+from model.records import MANIFEST_FILE, Manifest
 from model.schedules import Schedule
 from model.self_critical import SelfCritical
 from model.split_optimizer import SplitOptimizer
@@ -100,6 +100,8 @@ class Trainer:
         manifest, self._vocabulary = load_records(run.records)
         check_content(manifest, run.config.encoder, str(run.records))
         self._illustrator = Illustrator(self._vocabulary, run.images)
+        if not (run.model_dir / MANIFEST_FILE).exists():
+            _check_first(run)
         if self.is_chief:
             adopt_records(run.model_dir, run.records, manifest, run.config)
         self._train_split = Split(run.records, manifest, TRAIN_SPLIT)
@@ -283,12 +285,8 @@ class Trainer:
 
     def _begin(self) -> None:
         """Make ready what the first step changes."""
+        _check_first(self._run)
         if self._run.init_from is None:
-            if self._run.config.training.stage == SELF_CRITICAL:
-                raise InvalidInput(
-                    f"training.stage {SELF_CRITICAL} without --init_from, expected the MODEL_DIR "
-                    "of a run with cross-entropy; chance alone writes nothing to be rewarded"
-                )
             mean, variance = grid_statistics(
                 self._train_split,
                 self._run.config.training.batch_size,
@@ -387,18 +385,32 @@ class Trainer:
         if math.isfinite(loss) and sound and float(taken.measured) <= most:
             return
         keys = batch_keys(self._train_split, self._stream(step - 1))
-        measure = self._objective.measure.replace("_", "-")
+        settings = self._run.config.training
+        measure = f"its {self._objective.measure.replace('_', '-')} {float(taken.measured):g}"
+        if settings.stage != SELF_CRITICAL:
+            measure += f", expected at most {most:.3g}"
+        other = "" if settings.precision != FLOAT16 else " or another training.precision"
         raise CheckFailed(
-            f"the loss is {loss:g} at step {step}, its {measure} "
-            f"{float(taken.measured):g}, expected at most {most:.3g}, and its gradient's norm "
-            f"{norm:g}; the batch was {', '.join(keys)}; the checkpoint before it is kept, start "
-            "again with a lower training.learning_rate in another --model_dir"
+            f"the loss is {loss:g} at step {step}, {measure}, and its gradient's norm {norm:g}; "
+            f"the batch was {', '.join(keys)}; the checkpoint before it is kept, start again with "
+            f"a lower training.learning_rate{other} in another --model_dir"
         )
 
     def _events(self) -> Any:
         if self.is_chief:
             return tf.summary.create_file_writer(str(self._run.model_dir / "events"))
         return tf.summary.create_noop_writer()
+
+
+def _check_first(run: Run) -> None:
+    """Refuse a run that cannot begin, while its MODEL_DIR is still untouched."""
+    if run.init_from is not None:
+        check_beginning(run.config, run.init_from)
+    elif run.config.training.stage == SELF_CRITICAL:
+        raise InvalidInput(
+            f"training.stage {SELF_CRITICAL} without --init_from, expected the MODEL_DIR of a run "
+            "with cross-entropy; chance alone writes nothing to be rewarded"
+        )
 
 
 def _short(value: Any) -> str:

@@ -38,9 +38,9 @@ def objective(
     tmp_path: Path, *changes: tuple[str, object]
 ) -> tuple[SelfCritical, Captioner, Batch]:
     """Of a captioner that knows nothing, and a batch of four images."""
-    trainer = Trainer(make_run(tmp_path, "model", 1, STAGE, ("samples", SAMPLES), *changes))
-    aim = trainer._objective
-    assert isinstance(aim, SelfCritical)
+    trainer = Trainer(make_run(tmp_path, "model", 1, *changes))
+    config = trainer._run.config.updated([STAGE, ("samples", SAMPLES)])
+    aim = SelfCritical(trainer.captioner, config, trainer._vocabulary, trainer._train_split)
     return aim, trainer.captioner, next(iter(trainer._batches(0)))
 
 
@@ -163,6 +163,27 @@ def test_draws_with_the_units_that_the_gradient_keeps(tmp_path: Path) -> None:
     units = captioner.kept(rows, length, SEED)
     memory = captioner.look(batch["grid"], SEED).rows(batch["image_index"])
     np.testing.assert_allclose(captioner.read(batch["inputs"], memory, units)[0], taught, atol=1e-5)
+
+
+def test_the_gradient_is_of_what_was_drawn_with_units_dropped(tmp_path: Path) -> None:
+    aim, captioner, batch = objective(tmp_path, ("dropout", 0.5))
+    labels = drawn(aim, captioner, batch)
+    found = aim(batch, SEED, tf.constant(0))
+    np.testing.assert_array_equal(found.labels, labels)
+    vocabulary = tiny.make_vocabulary()
+    memory = captioner.look(batch["grid"], SEED).rows(tf.repeat(tf.range(4), SAMPLES))
+    units = captioner.kept(4 * SAMPLES, aim._settings.max_length + 1, SEED)
+    inputs = tf.pad(labels[:, :-1], [[0, 0], [1, 0]], constant_values=vocabulary.start_id)
+    logits, _ = captioner.read(inputs, memory, units.until(tf.constant(labels.shape[1])))
+    logits = logits.numpy().astype(np.float64)
+    logits[..., [vocabulary.pad_id, vocabulary.start_id, vocabulary.unk_id]] = -np.inf
+    log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    chosen = np.take_along_axis(log_probs, labels.numpy()[..., np.newaxis], axis=-1)[..., 0]
+    each = -np.where(labels.numpy() != vocabulary.pad_id, chosen, 0.0).sum(axis=1)
+    reward = rewards(batch, labels, SAMPLES)
+    others = (reward.sum(axis=1, keepdims=True) - reward) / (SAMPLES - 1)
+    expected = ((reward - others).reshape(-1) * each).sum()
+    assert float(found.loss) == pytest.approx(expected, rel=1e-4)
 
 
 def test_rewards_may_be_computed_beside_the_second_reading(tmp_path: Path) -> None:
