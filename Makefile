@@ -15,7 +15,8 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile tests/test_model_*.py
+	$(BIN)/python -m pytest -m slow --ignore-glob='*/test_model_*'
 
 # Each known trap brought back: does its test fail? Not part of CI.
 mutations: $(STAMP)

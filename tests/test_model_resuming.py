@@ -93,6 +93,7 @@ def test_a_second_sigterm_ends_the_process_as_ever() -> None:
         signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.slow
 def test_resumed_run_remembers_the_best_score(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +124,7 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
     run = make_run(tmp_path, "model", 6)
     Trainer(run).fit(silent)

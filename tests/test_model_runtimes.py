@@ -76,6 +76,7 @@ def test_openvino_makes_the_same_grids_of_photographs() -> None:
     assert_close(other, one)
 
 
+@pytest.mark.slow
 def test_mixed_precision_rounds_no_more_than_float16_does(expected: np.ndarray) -> None:
     mixed = Encoder(EncoderSettings("random:0", 64, 2, precision="mixed_float16"))
     grids = np.asarray(mixed(IMAGES))

@@ -160,6 +160,7 @@ def test_validation_scores_are_those_of_free_running_captions(tmp_path: Path) ->
     assert json.loads(row)["val_cider"] > 0
 
 
+@pytest.mark.slow
 def test_validation_leaves_the_weights_alone(tmp_path: Path) -> None:
     often = Trainer(make_run(tmp_path, "often", 6, ("validation_steps", 1)))
     often.fit(silent)

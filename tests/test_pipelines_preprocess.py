@@ -356,6 +356,7 @@ def test_a_killed_launcher_is_resumed_in_the_same_bytes(world: Path) -> None:
     assert not list((world / "out").rglob("*.tmp-*"))
 
 
+@pytest.mark.slow
 def test_real_grids_are_those_of_the_encoder(tmp_path: Path) -> None:
     write_split(tmp_path, "train", 5)
     wanted = EncoderSettings("random:0", 64, 1)
