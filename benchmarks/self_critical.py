@@ -18,7 +18,8 @@ from demo.toy_coco import TRAIN, VAL, draw_world
 from model.encoder import Encoder, EncoderSettings
 from model.evaluation import evaluate
 from model.recipe import load_recipe
-from model.trainer import Run, train
+from model.run import Run
+from model.trainer import train
 from pipelines.records_job import PreprocessSettings, preprocess
 from pipelines.source_flags import Source
 

@@ -15,7 +15,8 @@ from benchmarks.ratio import compare, rate, report
 from benchmarks.tutorial import Tutorial, TutorialStep
 from model.config import Config
 from model.decoding import search_captions
-from model.trainer import Run, Trainer
+from model.run import Run
+from model.trainer import Trainer
 
 IMAGES = 512
 BATCH_SIZE = 32

@@ -8,6 +8,7 @@ import tensorflow as tf
 from model.checkpoints import Trained
 from model.decoding import search_captions
 from model.encoder import Encoder
+from model.fine_tuning import grids_by
 from model.hypotheses import Hypotheses
 from model.preprocessing import prepare_batch
 from model.records import Manifest
@@ -22,8 +23,7 @@ def look_at(image_bytes: tf.Tensor, encoder: Encoder) -> tf.Tensor:
     """Encoded images, string [N] → grids float16 [N, P, F], as preprocessing stores them."""
     settings = encoder.settings
     prepared = prepare_batch(image_bytes, settings.image_size, settings.aspect)
-    # Records store float16, so the decoder has only ever seen rounded grids.
-    return tf.cast(encoder(prepared.image, prepared.extent), tf.float16)
+    return grids_by(encoder)(prepared._asdict())
 
 
 def _manifest(trained: Trained, encoder: Encoder) -> Manifest:

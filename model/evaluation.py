@@ -10,11 +10,11 @@ from model.boxes import Boxes, read_boxes
 from model.caption_statistics import caption_rows, summarise
 from model.checkpoints import Trained, load_trained
 from model.compatibility import check_ensemble, check_fingerprint, check_same_grids
-from model.dataset import Grids, Split, stored_grids
+from model.dataset import Split
 from model.decoding import CaptionWriter, Prediction, WordModel, by_key
 from model.ensemble import Ensemble
 from model.errors import InvalidInput
-from model.fine_tuning import encoded_grids
+from model.fine_tuning import grids_by
 from model.pointing import Found, point, summarise_pointing
 from model.records import Manifest
 from model.training_captions import TrainingCaptions
@@ -62,7 +62,7 @@ def evaluate(
     search = models[0].config.search
     if beam_width is not None:
         search = replace(search, beam_width=beam_width)
-    writer = CaptionWriter(_together(models), vocabulary, search, _grids(models[0]))
+    writer = CaptionWriter(_together(models), vocabulary, search, grids_by(models[0].encoder))
     predictions = list(writer.predictions(chosen, BATCH_SIZE))
     steps = [model.step for model in models]
     judged = _judge(predictions, records, manifest, vocabulary)
@@ -83,10 +83,6 @@ def _together(models: Sequence[Trained]) -> WordModel:
     if len(models) == 1:
         return models[0].captioner
     return Ensemble([model.captioner for model in models])
-
-
-def _grids(model: Trained) -> Grids:
-    return stored_grids if model.encoder is None else encoded_grids(model.encoder)
 
 
 def _judge(

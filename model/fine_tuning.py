@@ -6,7 +6,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from model.dataset import Grids
+from model.dataset import Grids, stored_grids
 from model.encoder import Encoder
 from model.encoder_config import FIRST_STAGES, NONE, EncoderConfig
 from model.errors import InvalidInput
@@ -75,12 +75,14 @@ class TunedEncoder(NetworkWeights):
         return self._encoder.pool(self._encoder.network(images, training=False), extents)
 
 
-def encoded_grids(encode: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> Grids:
-    """The grids of records of images, as records of grids would store them.
+def grids_by(encode: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None) -> Grids:
+    """The grids of records of images, as records of grids store them.
 
     Args:
-      encode: an Encoder or a TunedEncoder.
+      encode: an Encoder or a TunedEncoder; None for records of grids.
     """
+    if encode is None:
+        return stored_grids
     return lambda batch: tf.cast(encode(batch["image"], batch["extent"]), GRID_DTYPE)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from model.captioner import Captioner
 from model.checkpoints import load_trained
 from model.compatibility import check_digest, check_same_grids
-from model.config import CONFIG_FILE, Config, DecoderConfig
+from model.config import CONFIG_FILE, Config
 from model.errors import InvalidInput
 from model.fine_tuning import TunedEncoder
 from model.records import Manifest
@@ -27,18 +27,17 @@ def begin_with(
     else it stays the one with which the records' grids are made.
 
     Args:
-      captioner: to change.
+      captioner: to change; of a config that `check_beginning` let pass.
       vocabulary: of the captioner.
       manifest: of the records it will be trained on.
       model_dir: of the run that trained the other one.
       encoder: to change, where it is to be fine-tuned.
 
     Raises:
-      InvalidInput: nothing trained there, or a decoder of another size.
+      InvalidInput: nothing trained there.
       RecordsMismatch: it writes other words or looks at other grids.
     """
     trained = load_trained(model_dir)
-    _check_decoder(trained.config.decoder, captioner.config, model_dir)
     check_digest(trained.vocabulary, vocabulary.digest, f"--init_from {model_dir}")
     # Where an encoder will look at images, the other one may have looked at grids.
     content = trained.manifest.content if encoder is None else manifest.content
@@ -49,11 +48,11 @@ def begin_with(
         encoder.assign(trained.encoder.network)
 
 
-def check_beginning(run_config: Config, model_dir: Path) -> None:
+def check_beginning(config: Config, model_dir: Path) -> None:
     """Refuse, before anything is written, a MODEL_DIR whose decoder is of another size.
 
     Args:
-      run_config: of the run that is to begin with its weights.
+      config: of the run that is to begin with its weights.
       model_dir: of the run that trained them.
 
     Raises:
@@ -65,15 +64,12 @@ def check_beginning(run_config: Config, model_dir: Path) -> None:
             f"--init_from {model_dir}: no {CONFIG_FILE}, expected a directory of "
             "`captionbeam train`"
         )
-    _check_decoder(Config.load(path).decoder, run_config.decoder, model_dir)
-
-
-def _check_decoder(there: DecoderConfig, here: DecoderConfig, model_dir: Path) -> None:
-    """All differences but dropout's, which has no weights."""
+    there = Config.load(path).decoder
+    # Dropout has no weights.
     differ = {
         name: value
         for name, value in vars(there).items()
-        if name != "dropout" and value != getattr(here, name)
+        if name != "dropout" and value != getattr(config.decoder, name)
     }
     if differ:
         flags = " ".join(f"--set decoder.{name}={json.dumps(differ[name])}" for name in differ)

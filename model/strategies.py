@@ -93,3 +93,16 @@ def _others_named(
     return [
         f"{kind} {index} ({cluster.task_address(kind, index)})" for kind, index in sorted(named)
     ]
+
+
+def sum_over_replicas(strategy: tf.distribute.Strategy, value: float) -> float:
+    """Over all replicas of all processes, each with its process's value; all must ask."""
+    if strategy.num_replicas_in_sync == 1:
+        return value
+
+    @tf.function
+    def total() -> tf.Tensor:
+        here = strategy.run(lambda: tf.constant(value, tf.float32))
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, here, axis=None)
+
+    return float(total())

@@ -68,10 +68,20 @@ def run(args: argparse.Namespace) -> int:
         config = config.updated([("training.epochs", args.epochs)])
 
     import_tensorflow()
+    from model.run import Run
     from model.strategies import make_strategy
-    from model.trainer import Run, train
+    from model.trainer import train
 
     strategy = make_strategy(args.strategy)
-    paths = (args.init_from, args.images, args.encoder_weights)
-    train(Run(args.records, args.model_dir, config, strategy, args.steps, *paths))
+    asked = Run(
+        args.records,
+        args.model_dir,
+        config,
+        strategy,
+        args.steps,
+        init_from=args.init_from,
+        images=args.images,
+        encoder_weights=args.encoder_weights,
+    )
+    train(asked)
     return 0

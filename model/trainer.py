@@ -3,8 +3,8 @@
 import math
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import keras
@@ -13,32 +13,31 @@ import tensorflow as tf
 from model.averages import WeightAverages
 from model.captioner import Captioner
 from model.checkpoints import Checkpoints, Progress, adopt_records, load_encoder, load_records
-from model.config import Config
 from model.dataset import (
     TRAIN_SPLIT,
     Split,
     Stream,
     batch_keys,
     grid_statistics,
-    stored_grids,
     training_batches,
 )
 from model.decoding import CaptionWriter
 from model.errors import CheckFailed, InvalidInput
-from model.fine_tuning import TunedEncoder, check_content, encoded_grids
+from model.fine_tuning import TunedEncoder, check_content, grids_by
 from model.history import History
 from model.illustrations import Illustrator
-from model.initial_weights import begin_with, check_beginning
+from model.initial_weights import begin_with
 from model.loss_scale import LEAST, LossScale
 from model.meter import Meter
 from model.objectives import CrossEntropy, Objective
 from model.progress import Progress as ProgressLine
 from model.records import MANIFEST_FILE, Manifest
+from model.run import Run, check_first
 from model.schedules import Schedule
 from model.self_critical import SelfCritical
 from model.split_optimizer import SplitOptimizer
 from model.stopping import on_sigterm
-from model.strategies import all_must_answer, is_chief
+from model.strategies import all_must_answer, is_chief, sum_over_replicas
 from model.training_config import FLOAT16, SELF_CRITICAL
 from model.training_step import Fitted, Taken, TrainingStep
 from model.validation import validate, validation_split
@@ -48,34 +47,6 @@ _STATISTICS_IMAGES = 2048
 _LOG_STEPS = 20
 # A cross-entropy this many times that of a model that knows nothing, ln V, will not come back.
 _EXPLODED = 10.0
-
-
-@dataclass(frozen=True)
-class Run:
-    """What is to be trained, on what, for how long.
-
-    Attributes:
-      records: RECORDS.
-      model_dir: MODEL_DIR.
-      config: settings.
-      strategy: of tf.distribute.
-      steps: in all, over every resumed run; None is config.training.epochs.
-      init_from: MODEL_DIR of an earlier run, whose best weights this one begins with; None is
-        new weights. A run that goes on does not look at it.
-      images: directory of the validation split's photographs, for pictures in TensorBoard; None
-        draws attention without them.
-      encoder_weights: of an encoder to be fine-tuned, where the file that the records name was
-        moved.
-    """
-
-    records: Path
-    model_dir: Path
-    config: Config
-    strategy: tf.distribute.Strategy
-    steps: int | None = None
-    init_from: Path | None = None
-    images: Path | None = None
-    encoder_weights: str | None = None
 
 
 class Trainer:
@@ -101,7 +72,7 @@ class Trainer:
         check_content(manifest, run.config.encoder, str(run.records))
         self._illustrator = Illustrator(self._vocabulary, run.images)
         if not (run.model_dir / MANIFEST_FILE).exists():
-            _check_first(run)
+            check_first(run)
         if self.is_chief:
             adopt_records(run.model_dir, run.records, manifest, run.config)
         self._train_split = Split(run.records, manifest, TRAIN_SPLIT)
@@ -124,30 +95,29 @@ class Trainer:
                 [*self.captioner.trainable_variables, *encoder], settings.ema_decay
             )
             self.loss_scale = LossScale(settings.precision)
-        fitted = Fitted(
+        self._fitted = Fitted(
             self.captioner, self.optimizer, self.averages, self.loss_scale, self.encoder
         )
-        self._objective = self._make_objective()
-        self._step = TrainingStep(
-            fitted, run.strategy, settings, self._objective, self._vocabulary.pad_id
-        )
         self._history = History(run.model_dir)
-        self._checkpoints = Checkpoints(run.model_dir, fitted, self.progress)
-        self._grids = (
-            stored_grids
-            if self.encoder is None
-            else encoded_grids(tf.function(self.encoder, reduce_retracing=True))
-        )
+        self._checkpoints = Checkpoints(run.model_dir, self._fitted, self.progress)
+        self._grids = grids_by(self.encoder and tf.function(self.encoder, reduce_retracing=True))
         self._writer = CaptionWriter(
             self.captioner, self._vocabulary, run.config.search, self._grids
         )
 
-    def _make_objective(self) -> Objective:
+    @cached_property
+    def _objective(self) -> Objective:
+        """Made when first needed: self-critical training reads all captions for it."""
         config = self._run.config
         if config.training.stage == SELF_CRITICAL:
             return SelfCritical(self.captioner, config, self._vocabulary, self._train_split)
         pad = self._vocabulary.pad_id
         return CrossEntropy(self.captioner, config.training, pad, self._steps_per_epoch)
+
+    @cached_property
+    def _step(self) -> TrainingStep:
+        settings, pad = self._run.config.training, self._vocabulary.pad_id
+        return TrainingStep(self._fitted, self._strategy, settings, self._objective, pad)
 
     @property
     def is_chief(self) -> bool:
@@ -285,7 +255,7 @@ class Trainer:
 
     def _begin(self) -> None:
         """Make ready what the first step changes."""
-        _check_first(self._run)
+        check_first(self._run)
         if self._run.init_from is None:
             mean, variance = grid_statistics(
                 self._train_split,
@@ -303,7 +273,10 @@ class Trainer:
 
     def _check_same_step(self, step: int) -> None:
         """Every process must go on from the same checkpoint."""
-        if self._sum(float(step)) != float(step) * self._strategy.num_replicas_in_sync:
+        if (
+            sum_over_replicas(self._strategy, float(step))
+            != float(step) * self._strategy.num_replicas_in_sync
+        ):
             raise InvalidInput(
                 f"{self._run.model_dir}: this process is at step {step}, others are not; "
                 "--model_dir must lie on a disk that all processes share"
@@ -311,19 +284,7 @@ class Trainer:
 
     def _from_chief(self, truth: bool) -> bool:
         """What the chief, which alone validates, knows; all processes must ask."""
-        return self._sum(float(truth and self.is_chief)) > 0
-
-    def _sum(self, value: float) -> float:
-        """Over all replicas of all processes, each with its process's value."""
-        if self._strategy.num_replicas_in_sync == 1:
-            return value
-
-        @tf.function
-        def total() -> tf.Tensor:
-            here = self._strategy.run(lambda: tf.constant(value, tf.float32))
-            return self._strategy.reduce(tf.distribute.ReduceOp.SUM, here, axis=None)
-
-        return float(total())
+        return sum_over_replicas(self._strategy, float(truth and self.is_chief)) > 0
 
     def _batches(self, step: int) -> tf.data.Dataset | tf.distribute.DistributedDataset:
         def pipeline(context: tf.distribute.InputContext | None = None) -> tf.data.Dataset:
@@ -400,17 +361,6 @@ class Trainer:
         if self.is_chief:
             return tf.summary.create_file_writer(str(self._run.model_dir / "events"))
         return tf.summary.create_noop_writer()
-
-
-def _check_first(run: Run) -> None:
-    """Refuse a run that cannot begin, while its MODEL_DIR is still untouched."""
-    if run.init_from is not None:
-        check_beginning(run.config, run.init_from)
-    elif run.config.training.stage == SELF_CRITICAL:
-        raise InvalidInput(
-            f"training.stage {SELF_CRITICAL} without --init_from, expected the MODEL_DIR of a run "
-            "with cross-entropy; chance alone writes nothing to be rewarded"
-        )
 
 
 def _short(value: Any) -> str:

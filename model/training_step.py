@@ -123,7 +123,7 @@ class TrainingStep:
     ) -> None:
         self._fitted, self._strategy, self._config = fitted, strategy, config
         self._objective, self._pad_id = objective, pad_id
-        self._xla_gradients = xla.compiled(self._gradients_of)
+        self._xla_gradients = xla.compiled(self._gradients_by)
 
     def compiled(self, batch_spec: object) -> Callable[[Batch, tf.Tensor, tf.Tensor], Taken]:
         """One trace for batches of any length."""
@@ -184,24 +184,28 @@ class TrainingStep:
         counts = _over_replicas(Counts(words, captions, words, stops))
         return self._xla_gradients(xla.padded(batch, self._pad_id), seed, step, scale, counts)
 
+    def _gradients_by(
+        self, batch: Batch, seed: tf.Tensor, step: tf.Tensor, scale: tf.Tensor, counts: Counts
+    ) -> Gradients:
+        """As `_gradients_of`, by counts over all replicas that are known before."""
+        return self._gradients_of(batch, seed, step, scale, lambda _: counts)
+
     def _gradients_of(
         self,
         batch: Batch,
         seed: tf.Tensor,
         step: tf.Tensor,
         scale: tf.Tensor,
-        counts: Counts | Callable[[Counts], Counts],
+        meet: Callable[[Counts], Counts],
     ) -> Gradients:
-        """As `_gradients`, of counts over all replicas, or what makes them of this replica's."""
+        """As `_gradients`; `meet` makes counts over all replicas of this one's, its stops 0."""
         config = self._config
         variables = self._fitted.trained
         with tf.GradientTape() as tape:
             batch = {**batch, "grid": self._fitted.grids(batch)}
             aim = self._objective(batch, seed, step)
-            if callable(counts):
-                _, captions = count_labels(aim.labels, self._pad_id)
-                own = Counts(aim.words, captions, aim.measured_count, tf.constant(0.0))
-                counts = counts(own)
+            _, captions = count_labels(aim.labels, self._pad_id)
+            counts = meet(Counts(aim.words, captions, aim.measured_count, tf.constant(0.0)))
             loss = aim.loss / counts.words
             if config.attention_penalty:
                 penalty, _ = doubly_stochastic_penalty(aim.attention, aim.labels, self._pad_id)

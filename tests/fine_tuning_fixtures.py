@@ -11,7 +11,8 @@ from model.config import Config
 from model.encoder import Encoder, EncoderSettings
 from model.preprocessing import SQUASH, choices, fingerprint, prepare_batch
 from model.records import GRIDS, IMAGES
-from model.trainer import Run, Trainer
+from model.run import Run
+from model.trainer import Trainer
 from tests import tiny
 from tests.preprocess_fixtures import jpeg
 from tests.trainer_fixtures import SETTINGS, kept, silent

@@ -19,7 +19,8 @@ from model.dataset import (
 )
 from model.errors import InvalidInput
 from model.records import Manifest
-from model.trainer import Run, Trainer
+from model.run import Run
+from model.trainer import Trainer
 from model.vocabulary import tokenise
 from tests import tiny
 

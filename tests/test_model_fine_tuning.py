@@ -23,10 +23,11 @@ from model.encoder import Encoder
 from model.encoder_config import FIRST_STAGES, EncoderConfig
 from model.errors import CheckFailed, InvalidInput, RecordsMismatch
 from model.evaluation import evaluate
-from model.fine_tuning import TunedEncoder, encoded_grids
+from model.fine_tuning import TunedEncoder, grids_by
 from model.preprocessing import KEEP, SQUASH, prepare, prepare_batch
 from model.records import GRIDS, IMAGES, Manifest
-from model.trainer import Run, Trainer
+from model.run import Run
+from model.trainer import Trainer
 from serving import contract
 from tests import tiny
 from tests.fine_tuning_fixtures import (
@@ -117,7 +118,7 @@ def test_grids_of_images_are_those_of_records_of_grids(world: Path, encoder: Enc
         next(images(Split(world / content, Manifest.load(world / content), "val"), 9))
         for content in (IMAGES, GRIDS)
     )
-    grids = encoded_grids(encoder)(found)
+    grids = grids_by(encoder)(found)
     assert grids.dtype == tf.float16
     np.testing.assert_array_equal(grids, stored["grid"])
     assert found["key"].numpy().tolist() == stored["key"].numpy().tolist()

@@ -15,7 +15,8 @@ from tensorflow.python.summary.summary_iterator import summary_iterator
 from model.decoding import Prediction
 from model.errors import InvalidInput
 from model.illustrations import PANEL, PICTURES, Illustrator
-from model.trainer import Run, Trainer
+from model.run import Run
+from model.trainer import Trainer
 from tests import tiny
 from tests.trainer_fixtures import make_run, silent
 

@@ -10,7 +10,8 @@ from model.checkpoints import load_trained
 from model.errors import CaptionbeamError, RecordsMismatch
 from model.initial_weights import begin_with
 from model.records import Manifest
-from model.trainer import Run, Trainer
+from model.run import Run
+from model.trainer import Trainer
 from model.vocabulary import Vocabulary
 from tests import tiny
 from tests.trainer_fixtures import history, make_run, silent, validate_as, weights

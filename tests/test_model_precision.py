@@ -19,7 +19,8 @@ from model.dataset import images
 from model.errors import CheckFailed, InvalidInput
 from model.loss_scale import LossScale
 from model.objectives import Batch
-from model.trainer import Run, Trainer
+from model.run import Run
+from model.trainer import Trainer
 from model.training_config import BFLOAT16, FLOAT16, FLOAT32, PRECISIONS
 from model.training_step import Counts, Gradients, Taken, TrainingStep
 from tests import tiny
@@ -323,7 +324,7 @@ def test_padding_makes_few_sizes_and_changes_nothing(tmp_path: Path) -> None:
     assert padded["labels"].shape != batch["labels"].shape
     seed, counts = tf.constant([0, 3]), Counts(*tf.unstack(tf.constant([30.0, 7.0, 30.0, 0.0])))
     plain, other = (
-        trainer._step._gradients_of(each, seed, tf.constant(3), tf.constant(1.0), counts)
+        trainer._step._gradients_by(each, seed, tf.constant(3), tf.constant(1.0), counts)
         for each in (batch, padded)
     )
     assert_same_step(plain, other)
@@ -368,7 +369,7 @@ def test_xla_computes_the_same_with_everything_on(
     counts = Counts(*tf.unstack(tf.constant([60.0, 14.0, 60.0, 0.0])))
     arguments = (batch, tf.constant([0, 5]), tf.constant(5), tf.constant(1.0), counts)
     assert_same_step(
-        tf.function(plain._step._gradients_of)(*arguments), other._step._xla_gradients(*arguments)
+        tf.function(plain._step._gradients_by)(*arguments), other._step._xla_gradients(*arguments)
     )
 
 
@@ -402,7 +403,8 @@ tf.config.set_logical_device_configuration(cpu, [logical(), logical()])
 from model import loss_scale
 from model.strategies import make_strategy
 chosen = make_strategy(strategy)
-from model.trainer import Run, train
+from model.run import Run
+from model.trainer import train
 from tests.trainer_fixtures import EVERYTHING, kept, make_run, silent
 
 loss_scale._FIRST = 2.0**20

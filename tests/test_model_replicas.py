@@ -58,7 +58,8 @@ from model.stopping import on_sigterm
 from model import trainer as module
 from model.strategies import make_strategy
 chosen = make_strategy(strategy)
-from model.trainer import Run, train
+from model.run import Run
+from model.trainer import train
 from tests.test_model_replicas import CHANGES, STEPS
 from tests.trainer_fixtures import kept, make_run, send_in_step, silent
 

@@ -15,8 +15,9 @@ from model.dataset import Split
 from model.errors import InvalidInput
 from model.objectives import Batch
 from model.records import Manifest
+from model.run import Run
 from model.self_critical import SelfCritical
-from model.trainer import Run, Trainer
+from model.trainer import Trainer
 from tests import tiny
 from tests.trainer_fixtures import history, kept, make_run, silent
 

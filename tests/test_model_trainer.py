@@ -14,7 +14,8 @@ from model.errors import CheckFailed, InvalidInput
 from model.evaluation import evaluate
 from model.losses import doubly_stochastic_penalty, l2_penalty, masked_cross_entropy
 from model.objectives import Batch
-from model.trainer import Run, Trainer
+from model.run import Run
+from model.trainer import Trainer
 from model.training_step import replica_seed
 from tests import tiny
 from tests.trainer_fixtures import (

@@ -12,7 +12,8 @@ import tensorflow as tf
 
 from model.config import Config
 from model.meter import Meter
-from model.trainer import Run, Trainer
+from model.run import Run
+from model.trainer import Trainer
 from tests import tiny
 
 SETTINGS = (
