@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from model.projection import Projection
+from model.summation import fork
 
 
 class BahdanauAttention(keras.layers.Layer):
@@ -46,6 +47,6 @@ class BahdanauAttention(keras.layers.Layer):
         """
         query = tf.cast(query, keys.dtype)
         scores = self._score(tf.tanh(keys + self._query_projection(query)[:, tf.newaxis, :]))
-        weights = tf.nn.softmax(tf.cast(scores[..., 0], tf.float32), axis=-1)
+        weights, seen = fork(tf.nn.softmax(tf.cast(scores[..., 0], tf.float32), axis=-1), 2)
         context = tf.linalg.matvec(cells, tf.cast(weights, cells.dtype), transpose_a=True)
-        return context, weights
+        return context, seen

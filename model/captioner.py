@@ -10,6 +10,7 @@ from model.config import DecoderConfig
 from model.decoder import Decoder, State
 from model.output import TiedOutput
 from model.projection import Projection
+from model.summation import fork
 from model.training_config import FLOAT32
 
 # Keeps the scale of a channel that never varies finite.
@@ -152,7 +153,8 @@ class Captioner(keras.Model):
             cells *= tf.math.rsqrt(square + _LEAST_SQUARE)
         cells = tf.nn.relu(cells + self._cell_position)
         cells = self._drop(cells, dropout_seed, _CELLS)
-        mean, cells = (tf.cast(x, precision) for x in (tf.reduce_mean(cells, axis=1), cells))
+        averaged, cells = fork(cells, 2)
+        mean, cells = (tf.cast(x, precision) for x in (tf.reduce_mean(averaged, axis=1), cells))
         return Memory(
             cells=cells,
             keys=self._decoder.attention.keys(cells),

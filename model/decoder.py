@@ -11,6 +11,7 @@ import tensorflow as tf
 from model.attention import BahdanauAttention
 from model.config import DecoderConfig
 from model.projection import Projection
+from model.summation import fork
 
 State = tuple[tf.Tensor, ...]
 """One float32 [M, H] for each GRU, the attention GRU first."""
@@ -138,14 +139,18 @@ class Decoder(keras.layers.Layer):
           weights float32 [M, P].
         """
         dtype = projected.dtype
-        top = self._top_gates(tf.cast(state[-1], dtype))
-        query = self._attention_gru(projected + top, state[0])
+        *below, top = state
+        top, fed_back = fork(top, 2)
+        first, *above = (*below, top)
+        gates = self._top_gates(tf.cast(fed_back, dtype))
+        first, query, shown = fork(self._attention_gru(projected + gates, first), 3)
         context, weights = self.attention(query, keys, cells)
-        layer_input = tf.concat([context, tf.cast(query, dtype)], axis=-1)
-        states = [query]
-        for layer, last in zip(self._language_layers(), state[1:], strict=True):
-            states.append(layer(layer_input, last))
-            layer_input = tf.cast(states[-1], dtype)
+        inputs = tf.concat([context, tf.cast(shown, dtype)], axis=-1)
+        states = [first]
+        for layer, last in zip(self._language_layers(), above, strict=True):
+            new, read = fork(layer(inputs, last), 2)
+            states.append(new)
+            inputs = tf.cast(read, dtype)
         return tuple(states), weights
 
     def _language_layers(self) -> list["LanguageLayer"]:

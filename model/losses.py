@@ -64,7 +64,12 @@ def doubly_stochastic_penalty(
     return tf.reduce_sum(each), tf.cast(tf.shape(labels)[0], weights.dtype)
 
 
-def l2_penalty(variables: Sequence[keras.Variable]) -> tf.Tensor:
-    """Half the sum of the squares of every weight matrix; biases are left alone."""
-    matrices = [tf.nn.l2_loss(variable.value) for variable in variables if len(variable.shape) > 1]
-    return tf.add_n(matrices)
+def l2_penalty(variables: Sequence[keras.Variable]) -> tuple[tf.Tensor, list[tf.Tensor | None]]:
+    """Half the sum of the squares of every weight matrix; biases are left alone.
+
+    Returns:
+      The penalty, float32 []; its gradient with respect to each variable, None where it has none.
+    """
+    matrices = [variable.value if len(variable.shape) > 1 else None for variable in variables]
+    squares = [tf.nn.l2_loss(matrix) for matrix in matrices if matrix is not None]
+    return tf.reduce_sum(tf.stack(squares)), matrices

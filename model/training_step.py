@@ -16,6 +16,7 @@ from model.loss_scale import LossScale
 from model.losses import count_labels, doubly_stochastic_penalty, l2_penalty
 from model.objectives import Batch, Objective
 from model.split_optimizer import SplitOptimizer
+from model.summation import keep_order
 from model.training_config import TrainingConfig
 
 
@@ -127,6 +128,7 @@ class TrainingStep:
 
     def compiled(self, batch_spec: object) -> Callable[[Batch, tf.Tensor, tf.Tensor], Taken]:
         """One trace for batches of any length."""
+        keep_order()
         number = tf.TensorSpec([], tf.int32)
         return tf.function(self, input_signature=[batch_spec, number, number])
 
@@ -210,12 +212,19 @@ class TrainingStep:
             if config.attention_penalty:
                 penalty, _ = doubly_stochastic_penalty(aim.attention, aim.labels, self._pad_id)
                 loss += config.attention_penalty * penalty / counts.captions
-            if config.l2:
-                # An encoder's pretrained kernels would be pulled to 0.
-                penalty = l2_penalty(self._fitted.captioner.trainable_variables)
-                loss += config.l2 * penalty / self._strategy.num_replicas_in_sync
             scaled = loss * scale
         gradients = [tf.convert_to_tensor(g) for g in tape.gradient(scaled, variables)]
+        if config.l2:
+            # An encoder's pretrained kernels would be pulled to 0.
+            decayed = self._fitted.captioner.trainable_variables
+            weight = config.l2 / self._strategy.num_replicas_in_sync
+            penalty, pulls = l2_penalty(decayed)
+            loss += weight * penalty
+            # Beside the tape: a weight that is used twice would get a third term of it.
+            gradients[: len(decayed)] = [
+                gradient if pull is None else gradient + scale * weight * pull
+                for gradient, pull in zip(gradients, pulls, strict=False)
+            ]
         return Gradients(loss, aim.measured / counts.measured, counts, gradients)
 
     def _clipped(self, gradients: list[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:

@@ -42,7 +42,13 @@ from tests.fine_tuning_fixtures import (
     make_run,
     photograph,
 )
-from tests.trainer_fixtures import checkpoint_steps, history, validate_as
+from tests.trainer_fixtures import (
+    EVERYTHING,
+    check_sums,
+    checkpoint_steps,
+    history,
+    validate_as,
+)
 
 
 @pytest.fixture(scope="module", name="encoder")
@@ -337,7 +343,7 @@ def arrays(path: Path) -> list[np.ndarray]:
 def test_a_killed_run_goes_on_to_the_weights_of_an_undisturbed_one(
     world: Path, tmp_path: Path
 ) -> None:
-    """In processes of their own: traced a second time, TensorFlow may group sums otherwise."""
+    """In processes of their own, as users go on."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     killed = run_python(FOUR_STEPS, world / IMAGES, parts, int(signal.SIGKILL))
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
@@ -364,6 +370,12 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_undisturbed_one(
     ):
         assert np.array_equal(averaged, weight) is not is_trained(path, 5)
         np.testing.assert_array_equal(kept_as_best[path], averaged)
+
+
+@pytest.mark.slow
+def test_no_more_than_two_terms_are_added_at_once(world: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = dict(EVERYTHING)
+    check_sums(Trainer(make_run(world / IMAGES, tmp_path / "model", 1, **settings)))
 
 
 TWO_REPLICAS = """

@@ -66,4 +66,7 @@ def test_l2_counts_matrices_alone() -> None:
     layer = keras.layers.Dense(2)
     layer.build((None, 2))
     layer.set_weights([np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([100.0, 100.0])])
-    assert float(l2_penalty(layer.trainable_variables)) == pytest.approx(15.0)
+    penalty, (of_matrix, of_bias) = l2_penalty(layer.trainable_variables)
+    assert float(penalty) == pytest.approx(15.0)
+    np.testing.assert_array_equal(of_matrix, [[1.0, 2.0], [3.0, 4.0]])
+    assert of_bias is None

@@ -86,8 +86,8 @@ def test_each_part_of_the_loss_has_its_weight(tmp_path: Path) -> None:
     loss, *_ = loss_with(tmp_path, ("label_smoothing", 0.3))
     assert loss == pytest.approx(entropy(trainer, batch, 0.3), rel=1e-6)
     loss, *_ = loss_with(tmp_path, ("l2", 0.01))
-    expected = 0.01 * float(l2_penalty(trainer.captioner.trainable_variables))
-    assert loss - plain == pytest.approx(expected, rel=1e-3)
+    penalty, _ = l2_penalty(trainer.captioner.trainable_variables)
+    assert loss - plain == pytest.approx(0.01 * float(penalty), rel=1e-3)
     loss, *_ = loss_with(tmp_path, ("attention_penalty", 2.0))
     seed = tf.constant([0, STEP])
     _, attention = trainer.captioner(
@@ -100,6 +100,22 @@ def test_each_part_of_the_loss_has_its_weight(tmp_path: Path) -> None:
     share = tf.constant(0.8 * STEP / 8)
     assert loss == pytest.approx(entropy(trainer, batch, sampling_share=share), rel=1e-6)
     assert loss != pytest.approx(plain, rel=1e-4)
+
+
+def test_l2_pulls_matrices_to_0(tmp_path: Path) -> None:
+    """Tied, so that one of them is used twice; at a loss scale."""
+    found = {}
+    for l2 in (0.0, 0.5):
+        run = make_run(tmp_path, f"l2-{l2}", 1, ("l2", l2), ("tie_embeddings", True))
+        trainer = Trainer(run)
+        batch = next(iter(trainer._batches(0)))
+        arguments = (batch, tf.constant(STEP), tf.constant(0), tf.constant(8.0))
+        found[l2] = trainer._strategy.run(trainer._step._gradients, args=arguments).scaled
+    for weight, plain, pulled in zip(
+        trainer.captioner.trainable_variables, found[0.0], found[0.5], strict=True
+    ):
+        expected = 8 * 0.5 * weight.numpy() * (len(weight.shape) > 1)
+        np.testing.assert_allclose(pulled - plain, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_are_clipped_by_value_then_by_norm(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 from model.config import Config
 from model.meter import Meter
@@ -75,6 +76,28 @@ def kept(trainer: Trainer) -> list[np.ndarray]:
     variables += trainer.loss_scale.variables
     values = [variable.numpy() for variable in (*variables, trainer.progress.best_score)]
     return [*weights(trainer), *values]
+
+
+def check_sums(trainer: Trainer) -> None:
+    """In a step, as the graph optimiser leaves it, AddN adds two: a race orders three."""
+    batches = trainer._batches(0)
+    step = trainer._step.compiled(batches.element_spec)
+    batch = next(iter(batches))
+    context.enable_run_metadata()
+    try:
+        step(batch, tf.constant(0), tf.constant(0))
+        graphs = context.export_run_metadata().partition_graphs
+    finally:
+        context.disable_run_metadata()
+    functions = [function.node_def for graph in graphs for function in graph.library.function]
+    nodes = [node for found in (*(graph.node for graph in graphs), *functions) for node in found]
+    assert len(nodes) > 1000
+    terms = {
+        node.name: sum(not name.startswith("^") for name in node.input)
+        for node in nodes
+        if node.op == "AddN"
+    }
+    assert set(terms.values()) <= {2}, terms
 
 
 def history(run: Run) -> list[dict[str, Any]]:
