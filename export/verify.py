@@ -150,18 +150,19 @@ def _check_batches(
     serve: tf.types.experimental.ConcreteFunction, images: Sequence[bytes], captions: Sequence[str]
 ) -> None:
     """A caption depends neither on its batch's size nor on what else is in it."""
+    # What cannot be read is one of them.
+    first, *others = zip(images, captions, strict=True)
+    samples = [first, (b"", ""), *others]
     generator = np.random.default_rng(0)
     for size in _CHECKED_SIZES:
-        # One that cannot be read is among them, unless it would be alone.
-        rows = generator.integers(0, len(images) + (size > 1), size)
-        batch = [images[row] if row < len(images) else b"" for row in rows]
+        rows = generator.permutation(np.arange(size) % len(samples))
+        batch, wanted = zip(*(samples[row] for row in rows), strict=True)
         answer = serve(**{contract.IMAGE_BYTES: tf.constant(batch)})
         found = [text.decode() for text in answer[contract.CAPTION].numpy()]
-        wanted = [captions[row] if row < len(images) else "" for row in rows]
-        for place, (got, expected) in enumerate(zip(found, wanted, strict=True)):
+        for row, got, expected in zip(rows, found, wanted, strict=True):
             if got != expected:
                 raise CheckFailed(
-                    f"export: sample {rows[place]} is captioned {got!r} in a batch of {size}, "
+                    f"export: sample {row} is captioned {got!r} in a batch of {size}, "
                     f"{expected!r} among the samples"
                 )
 
