@@ -9,6 +9,7 @@ and monitoring.config for the server.
 """
 
 import argparse
+from pathlib import Path
 
 from model.arguments import local_path
 from model.directories import make_directory
@@ -47,8 +48,14 @@ def run(args: argparse.Namespace) -> int:
         )
     encoder = trained.encoder or load_encoder(trained.manifest, args.encoder_weights)
     module = CaptionModule(trained, encoder)
-    version_dir = publish(
-        module, args.model_dir, args.output, lambda path: verify(path, trained, encoder)
-    )
-    print(f"verified and published {version_dir} (step {trained.step})")
+
+    def check(path: Path) -> None:
+        found = verify(path, trained, encoder)
+        print(
+            f"verified: loads in {found.load_s:.1f} s, {found.peak_mib:,.0f} MiB at peak, "
+            "without captionbeam's code"
+        )
+
+    version_dir = publish(module, args.model_dir, args.output, check)
+    print(f"published {version_dir} (step {trained.step})")
     return 0

@@ -1,29 +1,34 @@
 """The exported module: image bytes in, captions out, everything inside the graph."""
 
+import math
 from dataclasses import replace
 from functools import partial
 
 import tensorflow as tf
 
+from export.reading import read_batch
 from model.checkpoints import Trained
 from model.decoding import search_captions
 from model.encoder import Encoder
 from model.fine_tuning import grids_by
 from model.hypotheses import Hypotheses
-from model.preprocessing import prepare_batch
 from model.records import Manifest
 from model.tokeniser import CLITIC_PATTERN, CLITIC_REPLACEMENT
 from serving import contract
+from serving.contract import Status
 
 Outputs = dict[str, tf.Tensor]
 _IMAGE_BYTES = tf.TensorSpec([None], tf.string, name=contract.IMAGE_BYTES)
 
 
-def look_at(image_bytes: tf.Tensor, encoder: Encoder) -> tf.Tensor:
-    """Encoded images, string [N] → grids float16 [N, P, F], as preprocessing stores them."""
+def look_at(image_bytes: tf.Tensor, encoder: Encoder) -> tuple[tf.Tensor, tf.Tensor]:
+    """Encoded images, string [N] → grids float16 [N, P, F], as preprocessing stores them; status.
+
+    The status of each is of contract.Status, int32 [N]; where it is not OK, the grid says nothing.
+    """
     settings = encoder.settings
-    prepared = prepare_batch(image_bytes, settings.image_size, settings.aspect)
-    return grids_by(encoder)(prepared._asdict())
+    prepared, status = read_batch(image_bytes, settings.image_size, settings.aspect)
+    return grids_by(encoder)(prepared._asdict()), status
 
 
 def _manifest(trained: Trained, encoder: Encoder) -> Manifest:
@@ -60,17 +65,16 @@ class CaptionModule(tf.Module):
         ]
         self._words = tf.constant(words)
 
-        def look(image_bytes: tf.Tensor) -> tf.Tensor:
-            return look_at(image_bytes, encoder)
-
-        def search(image_bytes: tf.Tensor, best_only: bool) -> Hypotheses:
-            return search_captions(
+        def search(image_bytes: tf.Tensor, best_only: bool) -> tuple[Hypotheses, tf.Tensor]:
+            grids, status = look_at(image_bytes, encoder)
+            found = search_captions(
                 trained.captioner,
                 trained.vocabulary,
                 trained.config.search,
-                look(image_bytes),
+                grids,
                 best_only=best_only,
             )
+            return _only_where(status == Status.OK, found, trained.vocabulary.pad_id), status
 
         # Graphs shared by the signatures: traced, saved and loaded once.
         signature = [_IMAGE_BYTES]
@@ -98,27 +102,29 @@ class CaptionModule(tf.Module):
         Returns:
           The outputs of `serving_default`.
         """
-        return self._best(self._search_best(image_bytes))
+        return self._best(*self._search_best(image_bytes))
 
     def explain(self, image_bytes: tf.Tensor) -> Outputs:
         """The best caption with its words and where each looked; outputs of `explain`."""
-        found = self._search_best(image_bytes)
+        found, status = self._search_best(image_bytes)
         return {
-            **self._best(found),
+            **self._best(found, status),
             contract.WORDS: tf.gather(self._words, found.tokens[:, 0]),
             contract.ATTENTION: found.attention[:, 0],
         }
 
     def nbest(self, image_bytes: tf.Tensor) -> Outputs:
         """Every hypothesis of the beam, best first; outputs of `nbest`."""
-        found = self._search_all(image_bytes)
+        found, status = self._search_all(image_bytes)
         return {
+            contract.STATUS: status,
             contract.CAPTIONS: self._text(found.tokens),
             contract.LOG_PROBS: found.log_prob,
         }
 
-    def _best(self, found: Hypotheses) -> Outputs:
+    def _best(self, found: Hypotheses, status: tf.Tensor) -> Outputs:
         return {
+            contract.STATUS: status,
             contract.CAPTION: self._text(found.tokens[:, 0]),
             contract.LOG_PROB: found.log_prob[:, 0],
             contract.TOKEN_IDS: found.tokens[:, 0],
@@ -130,3 +136,18 @@ class CaptionModule(tf.Module):
         joined = tf.strings.reduce_join(tf.gather(self._words, tokens), axis=-1, separator=" ")
         stripped = tf.strings.strip(joined)
         return tf.strings.regex_replace(stripped, CLITIC_PATTERN, CLITIC_REPLACEMENT)
+
+
+def _only_where(is_read: tf.Tensor, found: Hypotheses, pad_id: int) -> Hypotheses:
+    """What was found where there was a picture, bool [N]; nothing, at no probability, elsewhere."""
+
+    def kept(value: tf.Tensor, nothing: float) -> tf.Tensor:
+        rows = tf.reshape(is_read, [-1] + [1] * (len(value.shape) - 1))
+        return tf.where(rows, value, tf.cast(nothing, value.dtype))
+
+    return found._replace(
+        tokens=kept(found.tokens, pad_id),
+        log_prob=kept(found.log_prob, -math.inf),
+        length=kept(found.length, 0),
+        attention=kept(found.attention, 0.0),
+    )

@@ -30,7 +30,7 @@ _CONTAINER_ROOT = "/models"
 
 
 def publish(
-    module: CaptionModule, model_dir: Path, name_dir: Path, verify: Callable[[Path], None]
+    module: CaptionModule, model_dir: Path, name_dir: Path, verify: Callable[[Path], object]
 ) -> Path:
     """Write a new version of MODELS/NAME.
 

@@ -1,13 +1,19 @@
 """What an exported directory must pass before it is published; each failure is named."""
 
+import base64
+import json
+import subprocess
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from export.saved_model import WARMUP_FILE, sample_image
+from export import session_check
+from export.saved_model import BATCH_SIZES, WARMUP_FILE, sample_image
 from model.checkpoints import Trained
 from model.decoding import search_captions
 from model.encoder import Encoder
@@ -15,6 +21,7 @@ from model.errors import CheckFailed
 from model.preprocessing import prepare
 from model.records import MANIFEST_FILE, VOCABULARY_FILE, Manifest
 from serving import contract
+from serving.contract import Status
 
 # Ops that need Python, or run outside the graph's process.
 _FORBIDDEN = ("PyFunc", "EagerPyFunc", "PyFuncStateless")
@@ -22,9 +29,24 @@ _FORBIDDEN = ("PyFunc", "EagerPyFunc", "PyFuncStateless")
 _SAMPLE_SIZES = ((64, 64), (480, 640), (200, 133), (33, 257))
 # Two graphs may round a grid's last bit differently; absolute, and relative to log_prob.
 _LOG_PROB_TOLERANCE = 1e-3
+# The least, an odd one, and the largest that the server forms.
+_CHECKED_SIZES = (1, 2, 7, BATCH_SIZES[-1])
 
 
-def verify(path: Path, trained: Trained, encoder: Encoder) -> None:
+@dataclass(frozen=True)
+class Verified:
+    """What a process that knows the directory alone took to load it and to answer.
+
+    Attributes:
+      load_s: seconds of the load.
+      peak_mib: its peak memory in MiB, TensorFlow's own included.
+    """
+
+    load_s: float
+    peak_mib: float
+
+
+def verify(path: Path, trained: Trained, encoder: Encoder) -> Verified:
     """Check an unpublished version.
 
     Args:
@@ -50,7 +72,9 @@ def verify(path: Path, trained: Trained, encoder: Encoder) -> None:
     signatures = dict(loaded.signatures)
     _check_signatures(signatures)
     images = [sample_image(), *sample_images()]
-    _check_captions(signatures[contract.SERVING_DEFAULT], images, trained, encoder)
+    captions = _check_captions(signatures[contract.SERVING_DEFAULT], images, trained, encoder)
+    _check_batches(signatures[contract.SERVING_DEFAULT], images, captions)
+    return _check_session(path, images, captions)
 
 
 def sample_images() -> list[bytes]:
@@ -99,7 +123,7 @@ def _check_captions(
     images: Sequence[bytes],
     trained: Trained,
     encoder: Encoder,
-) -> None:
+) -> list[str]:
     """The reloaded graph says what the pieces say that trained and evaluated the model."""
     settings = encoder.settings
     prepared = [prepare(image, settings.image_size, settings.aspect) for image in images]
@@ -119,3 +143,60 @@ def _check_captions(
         raise CheckFailed(
             f"export: log_prob is {got.tolist()} after reloading, {wanted.tolist()} in memory"
         )
+    return [text.decode() for text in answer[contract.CAPTION].numpy()]
+
+
+def _check_batches(
+    serve: tf.types.experimental.ConcreteFunction, images: Sequence[bytes], captions: Sequence[str]
+) -> None:
+    """A caption depends neither on its batch's size nor on what else is in it."""
+    # What cannot be read is one of them.
+    first, *others = zip(images, captions, strict=True)
+    samples = [first, (b"", ""), *others]
+    generator = np.random.default_rng(0)
+    for size in _CHECKED_SIZES:
+        rows = generator.permutation(np.arange(size) % len(samples))
+        batch, wanted = zip(*(samples[row] for row in rows), strict=True)
+        answer = serve(**{contract.IMAGE_BYTES: tf.constant(batch)})
+        found = [text.decode() for text in answer[contract.CAPTION].numpy()]
+        for row, got, expected in zip(rows, found, wanted, strict=True):
+            if got != expected:
+                raise CheckFailed(
+                    f"export: sample {row} is captioned {got!r} in a batch of {size}, "
+                    f"{expected!r} among the samples"
+                )
+
+
+def _check_session(path: Path, images: Sequence[bytes], captions: Sequence[str]) -> Verified:
+    """TensorFlow's loader, without our code, takes it, its warm-up and what is no image."""
+    asked = {
+        "path": str(path),
+        "warmup": str(path / WARMUP_FILE),
+        "images": [base64.b64encode(image).decode() for image in (*images, b"")],
+    }
+    done = subprocess.run(
+        # Isolated: neither this folder nor the environment adds anything to import.
+        [sys.executable, "-I", str(Path(session_check.__file__))],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise CheckFailed(f"export: a session cannot load it or answer ({last})")
+    found = json.loads(done.stdout.splitlines()[-1])
+    if found["captions"] != [*captions, ""]:
+        raise CheckFailed(
+            f"export: a session captions the samples {found['captions']}, expected {captions}"
+        )
+    if (any(found["statuses"][:-1]), found["statuses"][-1]) != (False, Status.NOT_AN_IMAGE):
+        raise CheckFailed(
+            f"export: a session gives the samples and no image the statuses {found['statuses']}, "
+            f"expected zeros and {int(Status.NOT_AN_IMAGE)}"
+        )
+    if found["requests"] != len(BATCH_SIZES):
+        raise CheckFailed(
+            f"export: {found['requests']} warm-up requests, expected {len(BATCH_SIZES)}"
+        )
+    return Verified(found["load_s"], found["peak_mib"])

@@ -81,7 +81,23 @@ def prepare(image_bytes: tf.Tensor, image_size: int, aspect: str = SQUASH) -> Pr
         lambda: _decode_jpeg(image_bytes, image_size, aspect),
         lambda: _decode_other(image_bytes, image_size, aspect),
     )
-    image = _bgr_without_means(_resize(image, extent))
+    return _normalised(image, extent, image_size, aspect)
+
+
+def fit(pixels: tf.Tensor, image_size: int, aspect: str = SQUASH) -> Prepared:
+    """`prepare` for a picture that is decoded already.
+
+    Args:
+      pixels: upright RGB, uint8 [H, W, 3].
+      image_size: S.
+      aspect: one of ASPECTS.
+    """
+    extent = target_size(tf.shape(pixels)[:2], image_size, aspect)
+    return _normalised(pixels, extent, image_size, aspect)
+
+
+def _normalised(pixels: tf.Tensor, extent: tf.Tensor, image_size: int, aspect: str) -> Prepared:
+    image = _bgr_without_means(_resize(pixels, extent))
     if aspect == KEEP:
         below, right = tf.unstack(image_size - extent)
         image = tf.pad(image, [[0, below], [0, right], [0, 0]])

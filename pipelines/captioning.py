@@ -26,7 +26,6 @@ from pipelines.manifests import scheme
 from pipelines.read_ahead import batches, read_ahead
 from pipelines.sink import Sink
 from serving.client import CaptionResult, Client, connect
-from serving.errors import InvalidRequest
 
 # Enough to hide the latency of a web server; decoding leaves Python's lock.
 _READ_THREADS = 16
@@ -201,21 +200,11 @@ def _caption(
 ) -> list[tuple[Item, _Outcome]]:
     """One outcome for each item, in order."""
     images = [image.canonical.data for _, image in batch if not isinstance(image, ItemFailure)]
-    results = iter(_answers(client, images))
+    results = iter(client.caption_each(images))
     return [
         (item, image if isinstance(image, ItemFailure) else _outcome(image, next(results)))
         for item, image in batch
     ]
-
-
-def _answers(client: Client, images: Sequence[bytes]) -> list[CaptionResult | ItemFailure]:
-    try:
-        return list(client.caption(images))
-    except InvalidRequest as error:
-        if len(images) == 1:
-            return [ItemFailure(Reason.MODEL_ERROR, str(error))]
-        # One of them is poison: each alone, so that it fails alone.
-        return [answer for image in images for answer in _answers(client, [image])]
 
 
 def _outcome(image: _Image, answer: CaptionResult | ItemFailure) -> _Outcome:

@@ -8,8 +8,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from model.errors import ItemFailure, Reason
 from serving import contract
+from serving.contract import Status
 from serving.errors import ServerError
+
+_FAILURES: Mapping[int, tuple[Reason, str]] = {
+    Status.NOT_AN_IMAGE: (Reason.NOT_AN_IMAGE, "the model sees no image in these bytes"),
+    Status.DECODE: (Reason.DECODE, "the model cannot decode these bytes"),
+    Status.TOO_MANY_PIXELS: (Reason.TOO_MANY_PIXELS, "too many pixels for the model"),
+    Status.TOO_SMALL: (Reason.TOO_SMALL, "too small for the model"),
+}
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,15 @@ def rows(
             )
     for row in range(count):
         yield {name: outputs[name][row] for name in names}
+
+
+def failure(row: Mapping[str, np.ndarray]) -> ItemFailure | None:
+    """Why the model has no caption for an image; None where it has one."""
+    status = int(row[contract.STATUS])
+    if status == contract.Status.OK:
+        return None
+    reason, why = _FAILURES.get(status, (Reason.MODEL_ERROR, f"status {status} of the model"))
+    return ItemFailure(reason, f"{why}, expected a JPEG or PNG image that TensorFlow decodes")
 
 
 def caption_result(row: Mapping[str, np.ndarray]) -> CaptionResult:

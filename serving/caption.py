@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from model.errors import InvalidInput, ItemFailure, Reason
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from serving.client import CaptionResult, Client, Explained
 
 Read = Callable[[str], bytes]
+_Result = TypeVar("_Result")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,19 +87,14 @@ def _caption(
     source: str, client: "Client", read: Read, pictures: "_Pictures | None"
 ) -> dict[str, Any]:
     from model.image_bytes import canonicalise
-    from serving.errors import InvalidRequest
 
     image = canonicalise(read(source))
     result: CaptionResult
-    try:
-        # Alone in its request: an image that the model refuses fails no other.
-        if pictures is None:
-            result = client.caption([image.data])[0]
-        else:
-            result = client.explain([image.data])[0]
-            pictures.draw(source, image.data, result)
-    except InvalidRequest as error:
-        raise ItemFailure(Reason.MODEL_ERROR, str(error)) from error
+    if pictures is None:
+        result = _found(client.caption_each([image.data])[0])
+    else:
+        result = _found(client.explain_each([image.data])[0])
+        pictures.draw(source, image.data, result)
     name, version = client.model
     return {
         "caption": result.caption,
@@ -108,6 +104,12 @@ def _caption(
         "model": name,
         "model_version": version,
     }
+
+
+def _found(outcome: _Result | ItemFailure) -> _Result:
+    if isinstance(outcome, ItemFailure):
+        raise outcome
+    return outcome
 
 
 class _Reader:

@@ -9,15 +9,15 @@ An answer has exactly one result for each image, in the order sent, or an error 
 
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self, TypeAlias, TypeVar
 
 import numpy as np
 
-from model.errors import InvalidInput
+from model.errors import InvalidInput, ItemFailure, Reason
 from serving import answers, contract, metadata, retry
 from serving.answers import CaptionResult, Explained, Hypothesis
 from serving.errors import (
@@ -41,6 +41,7 @@ CONNECT_TIMEOUT_S = 5.0
 DEFAULT_TIMEOUT_S = 60.0
 
 _Answer = TypeVar("_Answer")
+_Row: TypeAlias = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -136,27 +137,51 @@ class Client:
         """Captions canonical image bytes.
 
         Raises:
-          InvalidRequest: the model refuses at least one of the images.
+          InvalidRequest: the model refuses at least one of the images, the first of which is named.
           ServerUnavailable: no answer within the deadline.
           ServerError: the server failed, or its answer does not fit the request.
           ModelMismatch: the model is not ours.
         """
-        return list(map(answers.caption_result, self._rows(contract.SERVING_DEFAULT, images)))
+        return _all(self.caption_each(images))
 
     def explain(self, images: Sequence[bytes]) -> list[Explained]:
         """Captions with the attention of every word; raises as `caption`."""
-        return list(map(answers.explained, self._rows(contract.EXPLAIN, images)))
+        return _all(self.explain_each(images))
 
     def nbest(self, images: Sequence[bytes]) -> list[list[Hypothesis]]:
         """All K captions of every image, best first; raises as `caption`."""
-        return list(map(answers.hypotheses, self._rows(contract.NBEST, images)))
+        return _all(self._each(contract.NBEST, answers.hypotheses, images))
 
-    def _rows(self, signature: str, images: Sequence[bytes]) -> Iterator[dict[str, np.ndarray]]:
+    def caption_each(self, images: Sequence[bytes]) -> list[CaptionResult | ItemFailure]:
+        """As `caption`; an image that the model refuses has its failure in its place."""
+        return self._each(contract.SERVING_DEFAULT, answers.caption_result, images)
+
+    def explain_each(self, images: Sequence[bytes]) -> list[Explained | ItemFailure]:
+        """As `explain`; an image that the model refuses has its failure in its place."""
+        return self._each(contract.EXPLAIN, answers.explained, images)
+
+    def _each(
+        self, signature: str, read: Callable[[_Row], _Answer], images: Sequence[bytes]
+    ) -> list[_Answer | ItemFailure]:
         self.check()
-        for batch in _split(images, self._limits):
-            predict = partial(self._transport.predict, signature, batch)
-            outputs = self._call(predict, self._timeout_s)
-            yield from answers.rows(signature, outputs, len(batch))
+        rows = (
+            row for batch in _split(images, self._limits) for row in self._rows(signature, batch)
+        )
+        return [row if isinstance(row, ItemFailure) else read(row) for row in rows]
+
+    def _rows(self, signature: str, images: Sequence[bytes]) -> list[_Row | ItemFailure]:
+        """One request's rows; of a request that is refused as a whole, those of its halves."""
+        try:
+            outputs = self._call(
+                partial(self._transport.predict, signature, images), self._timeout_s
+            )
+        except InvalidRequest as error:
+            if len(images) == 1:
+                return [ItemFailure(Reason.MODEL_ERROR, str(error))]
+            half = len(images) // 2
+            return [*self._rows(signature, images[:half]), *self._rows(signature, images[half:])]
+        rows = answers.rows(signature, outputs, len(images))
+        return [answers.failure(row) or row for row in rows]
 
     def _call(self, attempt: Callable[[float], _Answer], timeout_s: float) -> _Answer:
         try:
@@ -216,6 +241,16 @@ def connect(
         client.close()
         raise
     return client
+
+
+def _all(results: Sequence[_Answer | ItemFailure]) -> list[_Answer]:
+    """The results; raises InvalidRequest for the first failure among them."""
+    found: list[_Answer] = []
+    for number, result in enumerate(results, start=1):
+        if isinstance(result, ItemFailure):
+            raise InvalidRequest(f"image {number} of {len(results)}: {result.message}")
+        found.append(result)
+    return found
 
 
 def _split(images: Sequence[bytes], limits: RequestLimits) -> Iterator[list[bytes]]:

@@ -5,6 +5,7 @@ every tensor is the batch.
 """
 
 from dataclasses import dataclass
+from enum import IntEnum
 from types import MappingProxyType
 
 SERVING_DEFAULT = "serving_default"
@@ -20,10 +21,24 @@ WORDS = "words"
 ATTENTION = "attention"
 CAPTIONS = "captions"
 LOG_PROBS = "log_probs"
+STATUS = "status"
 
 GRPC_PORT = 8500
 # What a model is called where nobody says otherwise: MODELS/captioner.
 DEFAULT_MODEL_NAME = "captioner"
+
+
+class Status(IntEnum):
+    """What became of an image; its row has no caption and log_prob −inf unless it is OK."""
+
+    OK = 0
+    # Nothing that begins as a JPEG, PNG, GIF or BMP file does.
+    NOT_AN_IMAGE = 1
+    # Broken, cut off, or of a kind that TensorFlow does not read.
+    DECODE = 2
+    # By its header; limits of model/image_bytes.
+    TOO_MANY_PIXELS = 3
+    TOO_SMALL = 4
 
 
 @dataclass(frozen=True)
@@ -41,7 +56,9 @@ class Tensor:
 
 INPUTS = MappingProxyType({IMAGE_BYTES: Tensor("string", ("N",))})
 
-_CAPTION_OUTPUTS = {
+_STATUS = {STATUS: Tensor("int32", ("N",))}
+
+_CAPTION_OUTPUTS = _STATUS | {
     CAPTION: Tensor("string", ("N",)),
     LOG_PROB: Tensor("float32", ("N",)),
     TOKEN_IDS: Tensor("int32", ("N", "T")),
@@ -56,7 +73,8 @@ OUTPUTS = MappingProxyType(
             WORDS: Tensor("string", ("N", "T")),
             ATTENTION: Tensor("float32", ("N", "T", "P")),
         },
-        NBEST: {
+        NBEST: _STATUS
+        | {
             CAPTIONS: Tensor("string", ("N", "K")),
             LOG_PROBS: Tensor("float32", ("N", "K")),
         },

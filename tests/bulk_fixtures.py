@@ -72,6 +72,7 @@ class FakeTransport:
         count = len(image_bytes)
         scores = [float("nan") if World.not_finite else fake_log_prob(x) for x in image_bytes]
         return {
+            contract.STATUS: np.zeros(count, np.int32),
             contract.CAPTION: np.array([fake_caption(x).encode() for x in image_bytes], object),
             contract.LOG_PROB: np.array(scores, np.float32),
             contract.TOKEN_IDS: np.ones((count, TOKENS), np.int32),

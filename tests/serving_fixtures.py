@@ -36,6 +36,7 @@ class TinyCaptioner(tf.Module):
         )
         count = tf.shape(image_bytes)[0]
         return {
+            contract.STATUS: tf.zeros([count], tf.int32),
             contract.CAPTION: caption,
             contract.LOG_PROB: -tf.cast(size, tf.float32) / 4,
             contract.TOKEN_IDS: tf.stack([size, size + 1, size * 0, size * 0], axis=1),
@@ -64,6 +65,7 @@ class TinyCaptioner(tf.Module):
         captions = [tf.strings.join([best[contract.CAPTION], f" rank {k}"]) for k in ranks]
         log_probs = [best[contract.LOG_PROB] - k for k in ranks]
         return {
+            contract.STATUS: best[contract.STATUS],
             contract.CAPTIONS: tf.stack(captions, axis=1),
             contract.LOG_PROBS: tf.stack(log_probs, axis=1),
         }

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import itertools
+import shutil
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from export import saved_model
 from export.module import CaptionModule, look_at
-from export.verify import sample_images, verify
+from export.verify import _check_batches, sample_images, verify
 from model import dataset
 from model.captioner import Captioner
 from model.checkpoints import Trained, load_encoder
@@ -27,11 +28,13 @@ from model.config import Config
 from model.decoding import search_captions
 from model.encoder import Encoder, EncoderSettings
 from model.errors import CheckFailed, RecordsMismatch
+from model.image_bytes import canonicalise
 from model.preprocessing import KEEP, SQUASH, prepare
 from model.records import Manifest
 from model.vocabulary import Vocabulary
 from pipelines.records_job import preprocess
 from serving import contract
+from serving.contract import Status
 from tests import tiny
 from tests.preprocess_fixtures import jpeg, write_split
 from tests.preprocess_fixtures import settings as world_settings
@@ -45,6 +48,7 @@ class Exported:
 
     trained: Trained
     encoder: Encoder
+    module: CaptionModule
     model_dir: Path
     version_dir: Path
 
@@ -78,13 +82,14 @@ def fixture_exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     for variable in captioner.trainable_variables:
         variable.assign(variable * 4.0)
     trained = Trained(captioner, vocabulary, config, manifest, step=1)
+    module = CaptionModule(trained, encoder)
     version_dir = saved_model.publish(
-        CaptionModule(trained, encoder),
+        module,
         model_dir,
         root / "models" / "tiny",
         lambda path: verify(path, trained, encoder),
     )
-    return Exported(trained, encoder, model_dir, version_dir)
+    return Exported(trained, encoder, module, model_dir, version_dir)
 
 
 def photographs() -> list[bytes]:
@@ -130,7 +135,9 @@ def test_the_exported_graph_sees_the_grids_that_records_hold(
 
     encoder = load_encoder(manifest)
     graph = tf.function(lambda images: look_at(images, encoder))
-    seen = graph(tf.constant(pictures)).numpy()
+    seen, status = graph(tf.constant(pictures))
+    np.testing.assert_array_equal(status, 0)
+    seen = seen.numpy()
     order = np.argsort(parsed["image_id"].numpy())
     stored = parsed["grid"].numpy()[order]
     assert stored.shape == (3, settings[1] ** 2, 2048)
@@ -167,6 +174,60 @@ def test_a_caption_does_not_depend_on_its_batch(exported: Exported) -> None:
     assert alone[0] == together[2]
 
 
+NOTHING: dict[str, object] = {
+    contract.CAPTION: b"",
+    contract.LOG_PROB: -np.inf,
+    contract.TOKEN_IDS: 0,
+    contract.LENGTH: 0,
+    contract.WORDS: b"",
+    contract.ATTENTION: 0.0,
+    contract.CAPTIONS: b"",
+    contract.LOG_PROBS: -np.inf,
+}
+
+
+@pytest.mark.parametrize("place", [0, 3, 7])
+def test_an_image_that_cannot_be_read_fails_no_other(exported: Exported, place: int) -> None:
+    good = photographs()
+    images = [*good[:place], good[0][:500], *good[place:]]
+    for signature in contract.OUTPUTS:
+        expected = exported.call(signature, good)
+        answer = exported.call(signature, images)
+        status = answer.pop(contract.STATUS)
+        assert status.tolist() == [Status.DECODE if row == place else 0 for row in range(8)]
+        for name, values in answer.items():
+            assert np.all(values[place] == NOTHING[name]), name
+            others = np.delete(values, place, axis=0)
+            if values.dtype == np.float32:
+                np.testing.assert_allclose(others, expected[name], rtol=1e-4, atol=1e-5)
+            else:
+                np.testing.assert_array_equal(others, expected[name])
+
+
+def test_nothing_that_can_be_read_gives_no_caption(exported: Exported) -> None:
+    answer = exported.call(contract.SERVING_DEFAULT, [b"", b"<html>"])
+    assert answer[contract.STATUS].tolist() == [Status.NOT_AN_IMAGE] * 2
+    assert answer[contract.CAPTION].tolist() == [b"", b""]
+
+
+def test_a_photograph_of_a_phone_gets_the_upright_caption(exported: Exported) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = []
+    for picture in photographs():
+        file = io.BytesIO()
+        Image.open(io.BytesIO(picture)).save(file, "JPEG", exif=exif, quality=95)
+        turned.append(file.getvalue())
+    found = exported.call(contract.SERVING_DEFAULT, turned)
+    upright = [canonicalise(picture).data for picture in turned]
+    assert all(Image.open(io.BytesIO(picture)).size == (70, 90) for picture in upright)
+    expected = exported.call(contract.SERVING_DEFAULT, upright)
+    np.testing.assert_array_equal(found[contract.CAPTION], expected[contract.CAPTION])
+    np.testing.assert_allclose(found[contract.LOG_PROB], expected[contract.LOG_PROB], rtol=1e-3)
+    lying = exported.call(contract.SERVING_DEFAULT, photographs())
+    assert not np.array_equal(lying[contract.CAPTION], found[contract.CAPTION])
+
+
 def test_explain_and_nbest_agree_with_the_default(exported: Exported) -> None:
     images = photographs()
     best = exported.call(contract.SERVING_DEFAULT, images)
@@ -188,10 +249,9 @@ def test_explain_and_nbest_agree_with_the_default(exported: Exported) -> None:
 
 def test_text_is_detokenised_as_the_vocabulary_does(exported: Exported) -> None:
     vocabulary = exported.trained.vocabulary
-    module = CaptionModule(exported.trained, exported.encoder)
     ids = vocabulary.encode("the man's hat in a house") + [vocabulary.pad_id] * 3
     assert "'s" in {vocabulary.words[i] for i in ids}
-    text = module._text(tf.constant([ids]))[0].numpy().decode()
+    text = exported.module._text(tf.constant([ids]))[0].numpy().decode()
     assert text == vocabulary.decode(ids) == "the man's hat in a house"
 
 
@@ -238,8 +298,10 @@ def test_models_config_names_exported_models_alone(exported: Exported) -> None:
 
 
 def publish_again(exported: Exported, check: Callable[[Path], None]) -> Path:
-    module = CaptionModule(exported.trained, exported.encoder)
-    return saved_model.publish(module, exported.model_dir, exported.version_dir.parent, check)
+    # Traced once: that takes most of an export's time here.
+    return saved_model.publish(
+        exported.module, exported.model_dir, exported.version_dir.parent, check
+    )
 
 
 def test_each_export_is_a_new_version(exported: Exported) -> None:
@@ -269,10 +331,36 @@ def test_verify_names_a_caption_that_changed(exported: Exported) -> None:
         verify(exported.version_dir, trained, exported.encoder)
 
 
+@pytest.mark.slow
+def test_verify_names_a_warm_up_that_fails(exported: Exported, tmp_path: Path) -> None:
+    """In the process that has none of our code; one bad record fails the server's load."""
+    path = tmp_path / "1"
+    shutil.copytree(exported.version_dir, path)
+    log = saved_model._warmup_log("tiny", 1)
+    log.predict_log.request.inputs["pixels"].CopyFrom(tf.make_tensor_proto([b""]))
+    with tf.io.TFRecordWriter(str(path / saved_model.WARMUP_FILE)) as writer:
+        writer.write(log.SerializeToString())
+    with pytest.raises(CheckFailed, match=r"a session cannot load it or answer .*pixels"):
+        verify(path, exported.trained, exported.encoder)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 32])
+def test_verify_names_a_caption_that_depends_on_its_batch(size: int) -> None:
+    def serve(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        captions = tf.where(image_bytes == b"", b"", b"caption of " + image_bytes)
+        if len(image_bytes) == size:
+            captions = tf.roll(captions, 1, axis=0) if size > 1 else captions + b"!"
+        return {contract.CAPTION: captions}
+
+    images = [b"one", b"two", b"three"]
+    with pytest.raises(CheckFailed, match=f"in a batch of {size}, "):
+        _check_batches(serve, images, [f"caption of {image.decode()}" for image in images])
+
+
 def test_verify_names_a_missing_asset(exported: Exported, tmp_path: Path) -> None:
     path = tmp_path / "1"
-    module = CaptionModule(exported.trained, exported.encoder)
-    tf.saved_model.save(module, str(path), signatures=module.signatures())
+    exported.module.assets = []
+    tf.saved_model.save(exported.module, str(path), signatures=exported.module.signatures())
     with pytest.raises(CheckFailed, match=r"asset vocabulary\.json is missing"):
         verify(path, exported.trained, exported.encoder)
 

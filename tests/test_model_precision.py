@@ -423,7 +423,7 @@ def replicas(root: Path, name: str, strategy: str, steps: str, *settings: str) -
     """Weights and loss scale of a run in a process with two logical devices."""
     command = [sys.executable, "-c", REPLICAS, str(root), name, strategy, steps, *settings]
     directory = Path(__file__).parents[1]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=directory, timeout=500)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=directory, timeout=1200)
     assert done.returncode == 0, done.stderr[-2000:]
     with np.load(root / f"{name}.npz") as arrays:
         return {key: arrays[key] for key in arrays.files}

@@ -95,7 +95,7 @@ def start_python(script: str, arguments: Sequence[str], tf_config: str) -> subpr
 
 def finish(process: subprocess.Popen[str]) -> int:
     """Wait for a run; its number of replicas."""
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=1200)
     assert process.returncode == 0, err[-2000:]
     return int(out.split()[-1])
 
@@ -165,8 +165,8 @@ def test_a_cluster_that_is_stopped_and_loses_a_process_goes_on(one_device: Path)
     ]
     assert checkpoint_steps(one_device / "mended")[-1] == 9
     survivor, dying = start_two(one_device, "mended", signal.SIGKILL)
-    _, err = survivor.communicate(timeout=300)
-    dying.communicate(timeout=300)
+    _, err = survivor.communicate(timeout=1200)
+    dying.communicate(timeout=1200)
     assert dying.returncode == -signal.SIGKILL
     assert survivor.returncode == 1
     assert re.search(r"CheckFailed: worker 1 \(127\.0\.0\.1:\d+\) no longer answers", err)
@@ -200,8 +200,8 @@ def test_a_cluster_whose_chief_dies_goes_on(one_device: Path) -> None:
         start_python(COMMAND, [fate, *arguments], tf_config)
         for fate, tf_config in zip(("dies", "lives"), cluster_of_two(), strict=True)
     )
-    _, err = survivor.communicate(timeout=300)
-    chief.communicate(timeout=300)
+    _, err = survivor.communicate(timeout=1200)
+    chief.communicate(timeout=1200)
     assert chief.returncode == -signal.SIGKILL
     assert survivor.returncode == 1
     ours = [line for line in err.splitlines() if "captionbeam" in line]

@@ -195,7 +195,7 @@ def test_killed_at_any_moment_it_ends_with_the_weights_of_an_undisturbed_run(
             [sys.executable, "-c", KILLED, str(tmp_path), moment],
             capture_output=True,
             cwd=Path(__file__).parents[1],
-            timeout=300,
+            timeout=1200,
         )
         assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
         assert checkpoint_steps(tmp_path / "parts"), moment

@@ -13,16 +13,14 @@ from tests.trainer_fixtures import EVERYTHING, check_sums, make_run
 SELF_CRITICAL = (("stage", "self_critical"), ("l2", 1e-3), ("tie_embeddings", True))
 
 
-@pytest.mark.parametrize("settings", [EVERYTHING, SELF_CRITICAL], ids=["everything", "reward"])
-@pytest.mark.parametrize("layers", [2, 4])
+@pytest.mark.parametrize(
+    "settings", [EVERYTHING, pytest.param(SELF_CRITICAL, marks=pytest.mark.slow)]
+)
 def test_no_more_than_two_terms_are_added_at_once(
-    settings: tuple[tuple[str, object], ...],
-    layers: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    settings: tuple[tuple[str, object], ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("model.trainer.check_first", lambda _: None)
-    run = make_run(tmp_path, "model", 1, *settings, ("num_layers", layers))
+    run = make_run(tmp_path, "model", 1, *settings, ("num_layers", 4))
     check_sums(Trainer(run))
 
 

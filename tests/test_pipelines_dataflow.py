@@ -177,7 +177,7 @@ def test_the_package_for_the_workers_can_be_installed(dry_run: Run, tmp_path: Pa
     subprocess.run(
         [sys.executable, "-m", "pip", "install", *flags, *where],
         check=True,
-        timeout=300,
+        timeout=1200,
         cwd=tmp_path,
         env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
     )
@@ -189,7 +189,7 @@ def test_the_package_for_the_workers_can_be_installed(dry_run: Run, tmp_path: Pa
     found = subprocess.run(
         [sys.executable, "-c", program],
         check=True,
-        timeout=300,
+        timeout=1200,
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
         capture_output=True,

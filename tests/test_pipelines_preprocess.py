@@ -346,7 +346,7 @@ def test_a_killed_launcher_is_resumed_in_the_same_bytes(world: Path) -> None:
         [sys.executable, "-c", program, str(world)],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
         capture_output=True,
-        timeout=300,
+        timeout=1200,
         check=False,
     )
     assert killed.returncode == -signal.SIGKILL

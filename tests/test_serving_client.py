@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from model.errors import InvalidInput
+from model.errors import InvalidInput, ItemFailure, Reason
 from serving import client as client_module
 from serving import contract
 from serving.client import Client, RequestLimits, connect
+from serving.contract import Status
 from serving.errors import (
     CallFailed,
     InvalidRequest,
@@ -106,9 +107,54 @@ def test_model_is_name_and_version(client: Client) -> None:
 
 
 def test_an_image_that_the_model_refuses_is_an_invalid_request(client: Client) -> None:
-    with pytest.raises(InvalidRequest, match=r"^assertion failed: \[cannot decode\]"):
+    refused = r"^image 2 of 2: assertion failed: \[cannot decode\]"
+    with pytest.raises(InvalidRequest, match=refused):
         client.caption([b"good", b"bad"])
+    with pytest.raises(InvalidRequest, match=refused):
+        client.nbest([b"good", b"bad"])
     assert client.caption([b"good"])[0].caption == tiny_caption(b"good")
+
+
+def test_a_refused_request_is_halved_down_to_the_poison(in_process: Transport) -> None:
+    transport = ScriptedTransport(in_process)
+    images = [str(number).encode() for number in range(16)]
+    images[11] = b"bad"
+    found = Client(transport).caption_each(images)
+    failure = found.pop(11)
+    assert isinstance(failure, ItemFailure)
+    assert (failure.reason, "cannot decode" in failure.message) == (Reason.MODEL_ERROR, True)
+    del images[11]
+    assert [getattr(one, "caption", None) for one in found] == list(map(tiny_caption, images))
+    assert [len(call[1]) for call in transport.calls] == [16, 8, 8, 4, 2, 2, 1, 1, 4]
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (Status.NOT_AN_IMAGE, Reason.NOT_AN_IMAGE),
+        (Status.DECODE, Reason.DECODE),
+        (Status.TOO_MANY_PIXELS, Reason.TOO_MANY_PIXELS),
+        (Status.TOO_SMALL, Reason.TOO_SMALL),
+        (99, Reason.MODEL_ERROR),
+    ],
+)
+def test_a_row_with_a_status_is_a_failure_and_its_caption_is_not_used(
+    in_process: Transport, status: int, reason: Reason
+) -> None:
+    def spoil(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {**outputs, contract.STATUS: np.array([0, status, 0], np.int32)}
+
+    client = Client(ScriptedTransport(in_process, edit=spoil))
+    for ask in (client.caption_each, client.explain_each):
+        one, failure, other = ask([b"a", b"bc", b"d"])
+        assert isinstance(failure, ItemFailure)
+        assert failure.reason is reason
+        assert "expected" in failure.message
+        assert not isinstance(one, ItemFailure)
+        assert not isinstance(other, ItemFailure)
+        assert (one.caption, other.caption) == (tiny_caption(b"a"), tiny_caption(b"d"))
+    with pytest.raises(InvalidRequest, match="image 2 of 3"):
+        client.nbest([b"a", b"bc", b"d"])
 
 
 def test_both_transports_give_the_same_tensors(in_process: Transport, address: str) -> None:
@@ -242,7 +288,7 @@ def test_an_answer_without_an_output_or_of_another_rank_is_refused(in_process: T
     transport = ScriptedTransport(
         in_process, edit=lambda outputs: {contract.CAPTION: outputs[contract.CAPTION]}
     )
-    with pytest.raises(ServerError, match="no log_prob"):
+    with pytest.raises(ServerError, match="no status"):
         Client(transport).caption([b"a"])
     transport = ScriptedTransport(
         in_process,
