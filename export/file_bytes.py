@@ -2,6 +2,9 @@
 
 import tensorflow as tf
 
+# Of a loop over a file's segments or chunks; those of cameras and editors have a few dozen.
+MAX_STEPS = 1000
+
 
 def first_bytes(data: tf.Tensor, count: int) -> tf.Tensor:
     """Of a scalar string, at most so many: int64 [size]."""

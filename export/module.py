@@ -150,4 +150,6 @@ def _only_where(is_read: tf.Tensor, found: Hypotheses, pad_id: int) -> Hypothese
         log_prob=kept(found.log_prob, -math.inf),
         length=kept(found.length, 0),
         attention=kept(found.attention, 0.0),
+        score=kept(found.score, -math.inf),
+        word_log_probs=kept(found.word_log_probs, 0.0),
     )

@@ -5,17 +5,17 @@ Exif 2.32, section 4.5 (segments) and 4.6 (tags); TIFF 6.0, section 2 (directori
 
 import tensorflow as tf
 
-from export.file_bytes import first_bytes, number
+from export.file_bytes import MAX_STEPS, first_bytes, number
+from model.image_bytes import EXIF_ORIENTATION, UPRIGHT
 
 # A photograph's EXIF segment is one of its first, and a segment has no more than 64 KiB.
 _SEARCHED_BYTES = 256 * 2**10
 _EXIF_SEGMENT, _SCAN, _END = 0xE1, 0xDA, 0xD9
 _EXIF_START = b"Exif\0\0"
-_ORIENTATION_TAG = 0x0112
 # Bytes of an integer of each TIFF type that a writer may have chosen: BYTE, SHORT, LONG.
 _WIDTHS = {1: 1, 3: 2, 4: 4}
 _ENTRY = 12
-_UPRIGHT, _LAST = 1, 8
+_LAST = 8
 
 
 def exif_orientation(jpeg: tf.Tensor) -> tf.Tensor:
@@ -29,7 +29,7 @@ def exif_orientation(jpeg: tf.Tensor) -> tf.Tensor:
     """
     data = first_bytes(jpeg, _SEARCHED_BYTES)
     found = _find_exif(data)
-    return tf.cond(found < 0, lambda: tf.constant(_UPRIGHT), lambda: _orientation(data[found:]))
+    return tf.cond(found < 0, lambda: tf.constant(UPRIGHT), lambda: tiff_orientation(data[found:]))
 
 
 def turn_upright(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
@@ -77,11 +77,11 @@ def _find_exif(data: tf.Tensor) -> tf.Tensor:
         return following, tf.where(is_exif & ~is_over, place + start, found)
 
     begin = (tf.constant(2, tf.int64), tf.constant(-1, tf.int64))
-    return tf.while_loop(more, step, begin, parallel_iterations=1)[1]
+    return tf.while_loop(more, step, begin, maximum_iterations=MAX_STEPS)[1]
 
 
-def _orientation(tiff: tf.Tensor) -> tf.Tensor:
-    """That of a TIFF header and its first directory, int64 [size] → int32 []."""
+def tiff_orientation(tiff: tf.Tensor) -> tf.Tensor:
+    """That of a TIFF header and its first directory, int64 [size] → int32 []; 1 if it has none."""
     tiff = tf.concat([tiff, tf.zeros([_ENTRY], tf.int64)], axis=0)
     size = tf.size(tiff, tf.int64)
     is_little = (tiff[0] == ord("I")) & (tiff[1] == ord("I"))
@@ -95,8 +95,8 @@ def _orientation(tiff: tf.Tensor) -> tf.Tensor:
     value = tf.zeros_like(kinds)
     for kind, width in _WIDTHS.items():
         value = tf.where(kinds == kind, number(entries[:, 8 : 8 + width], width, is_little), value)
-    is_told = (number(entries[:, :2], 2, is_little) == _ORIENTATION_TAG) & (value <= _LAST)
+    is_told = (number(entries[:, :2], 2, is_little) == EXIF_ORIENTATION) & (value <= _LAST)
     # 0 says nothing; a tag that comes twice counts as it was said last.
     told = tf.boolean_mask(value, is_told)
     told = tf.concat([tf.constant([0], tf.int64), told], axis=0)[-1]
-    return tf.cast(tf.maximum(told, _UPRIGHT), tf.int32)
+    return tf.cast(tf.maximum(told, UPRIGHT), tf.int32)

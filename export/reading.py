@@ -8,9 +8,9 @@ from functools import partial
 
 import tensorflow as tf
 
-from export.file_bytes import first_bytes, number
-from export.orientation import exif_orientation, turn_upright
-from model.image_bytes import MIN_SIDE, Limits
+from export.file_bytes import MAX_STEPS, first_bytes, number
+from export.orientation import exif_orientation, tiff_orientation, turn_upright
+from model.image_bytes import MIN_SIDE, UPRIGHT, Limits
 from model.preprocessing import CHANNELS, Prepared, fit, prepare
 from serving.contract import Status
 
@@ -50,11 +50,11 @@ def read_batch(image_bytes: tf.Tensor, image_size: int, aspect: str) -> tuple[Pr
     nothing = _nothing(image_size)
     rows = rows.concatenate(tf.data.Dataset.from_tensors((count, Status.OK, nothing)))
     rows = rows.batch(tf.cast(count, tf.int64) + 1).with_options(_options())
-    places, verdicts, found = rows.get_single_element()
+    places, statuses, found = rows.get_single_element()
 
     places = places[:-1, tf.newaxis]
     status = tf.tensor_scatter_nd_update(
-        tf.fill([count], int(Status.DECODE)), places, verdicts[:-1]
+        tf.fill([count], int(Status.DECODE)), places, statuses[:-1]
     )
     blank = Prepared(*(tf.repeat(part[tf.newaxis], count, axis=0) for part in nothing))
     prepared = Prepared(
@@ -71,7 +71,6 @@ def _options() -> tf.data.Options:
     options = tf.data.Options()
     options.autotune.enabled = False
     options.experimental_optimization.apply_default_optimizations = False
-    options.experimental_warm_start = False
     return options
 
 
@@ -85,7 +84,7 @@ def _read_row(
     place: tf.Tensor, data: tf.Tensor, image_size: int, aspect: str
 ) -> tuple[tf.Tensor, tf.Tensor, Prepared]:
     """Place, status and what was read; fails where the decoder does."""
-    status = _judge(data)
+    status = _check_header(data)
     prepared = tf.cond(
         status == Status.OK,
         lambda: _read(data, image_size, aspect),
@@ -94,9 +93,9 @@ def _read_row(
     return place, status, prepared
 
 
-def _judge(data: tf.Tensor) -> tf.Tensor:
+def _check_header(data: tf.Tensor) -> tf.Tensor:
     """What the header says, before any pixel is decoded: a status, int32 []."""
-    head = first_bytes(tf.strings.join([data, bytes(_HEAD)]), _HEAD)
+    head = first_bytes(tf.strings.join([tf.strings.substr(data, 0, _HEAD), bytes(_HEAD)]), _HEAD)
 
     def read(start: int, size: int, *, is_little: bool = True) -> tf.Tensor:
         return number(head[start : start + size], size, is_little)
@@ -132,7 +131,9 @@ def _judge(data: tf.Tensor) -> tf.Tensor:
         (least < 0, Status.NOT_AN_IMAGE),
         (least == 0, Status.DECODE),
         (least < MIN_SIDE, Status.TOO_SMALL),
-        (size[0] * size[1] > Limits().max_pixels, Status.TOO_MANY_PIXELS),
+        # Divided, since a product may be too large for an integer.
+        (size[0] > Limits().max_pixels // tf.maximum(size[1], 1), Status.TOO_MANY_PIXELS),
+        (tf.strings.length(data) > Limits().max_bytes, Status.TOO_MANY_BYTES),
     ]
     status = tf.constant(int(Status.OK))
     for is_so, fault in reversed(faults):
@@ -144,45 +145,68 @@ def _read(data: tf.Tensor, image_size: int, aspect: str) -> Prepared:
     return tf.case(
         [
             (tf.io.is_jpeg(data), lambda: _read_jpeg(data, image_size, aspect)),
-            (
-                _starts(data, _PNG_START) & _is_transparent(data),
-                lambda: fit(_on_white(tf.io.decode_png(data, 4)), image_size, aspect),
-            ),
+            (_starts(data, _PNG_START), lambda: _read_png(data, image_size, aspect)),
         ],
         default=lambda: prepare(data, image_size, aspect),
     )
 
 
-def _is_transparent(png: tf.Tensor) -> tf.Tensor:
-    """Whether a PNG says how opaque its pixels are, bool []; TensorFlow makes up what it does not.
+def _read_png(data: tf.Tensor, image_size: int, aspect: str) -> Prepared:
+    is_transparent, orientation = _png_chunks(data)
+    pixels = tf.cond(
+        is_transparent,
+        lambda: _on_white(tf.io.decode_png(data, CHANNELS + 1)),
+        # TensorFlow makes up an alpha that is not there.
+        lambda: tf.io.decode_png(data, CHANNELS),
+    )
+    return fit(turn_upright(pixels, orientation), image_size, aspect)
 
-    By its colour type, or by a chunk tRNS before the pixels (PNG, third edition, section 5).
+
+def _png_chunks(png: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """What a PNG says before its pixels (third edition, sections 5 and 11).
+
+    Returns:
+      Whether it says how opaque its pixels are, by colour type or chunk tRNS, bool []; the
+      orientation of its chunk eXIf, int32 [].
     """
     searched = first_bytes(png, _SEARCHED_BYTES)
     size = tf.size(searched, tf.int64)
-    pixels, transparency = (tf.constant(list(name), tf.int64) for name in (b"IDAT", b"tRNS"))
+    pixels, transparency, exif = (
+        tf.constant(list(name), tf.int64) for name in (b"IDAT", b"tRNS", b"eXIf")
+    )
     # A length and a name lie before a chunk's data, a checksum behind it.
-    frame = 12
+    head_size, frame = 8, 12
 
-    def more(place: tf.Tensor, is_found: tf.Tensor) -> tf.Tensor:
-        return ~is_found & (place + 8 <= size)
+    def more(place: tf.Tensor, *_: tf.Tensor) -> tf.Tensor:
+        return place + head_size <= size
 
-    def step(place: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        head = tf.ensure_shape(searched[place : place + 8], [8])
+    def step(
+        place: tf.Tensor, has_chunk: tf.Tensor, found: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        head = tf.ensure_shape(searched[place : place + head_size], [head_size])
         following = place + frame + number(head[:4], 4, is_little=False)
-        is_over = tf.reduce_all(head[4:] == pixels)
-        return tf.where(is_over, size, following), tf.reduce_all(head[4:] == transparency)
+        is_over, is_transparency, is_exif = (
+            tf.reduce_all(head[4:] == name) for name in (pixels, transparency, exif)
+        )
+        return (
+            tf.where(is_over, size, following),
+            has_chunk | is_transparency,
+            tf.where(is_exif, place + head_size, found),
+        )
 
-    begin = (tf.constant(len(_PNG_START), tf.int64), tf.constant(False))
-    has_chunk = tf.while_loop(more, step, begin, parallel_iterations=1)[1]
+    begin = (tf.constant(len(_PNG_START), tf.int64), tf.constant(False), tf.constant(-1, tf.int64))
+    _, has_chunk, found = tf.while_loop(more, step, begin, maximum_iterations=MAX_STEPS)
     is_alpha = tf.reduce_any(searched[_COLOUR_TYPE] == tf.constant(_WITH_ALPHA, tf.int64))
-    return has_chunk | is_alpha
+    orientation = tf.cond(
+        found < 0, lambda: tf.constant(UPRIGHT), lambda: tiff_orientation(searched[found:])
+    )
+    return has_chunk | is_alpha, orientation
 
 
 def _read_jpeg(data: tf.Tensor, image_size: int, aspect: str) -> Prepared:
     """As canonical bytes where it is one; what `canonicalise` re-encodes is decoded in full."""
     orientation = exif_orientation(data)
-    is_canonical = (orientation == 1) & (tf.io.extract_jpeg_shape(data)[2] == CHANNELS)
+    is_canonical = (orientation == UPRIGHT) & (tf.io.extract_jpeg_shape(data)[2] == CHANNELS)
     return tf.cond(
         is_canonical,
         lambda: prepare(data, image_size, aspect),
@@ -198,7 +222,8 @@ def _on_white(pixels: tf.Tensor) -> tf.Tensor:
     """RGBA uint8 [H, W, 4] → RGB uint8 [H, W, 3], laid on white."""
 
     def blend() -> tf.Tensor:
-        colour, alpha = (tf.cast(part, tf.int32) for part in (pixels[..., :3], pixels[..., 3:]))
+        # 16 bits hold 255 · 255 + 127.
+        colour, alpha = (tf.cast(part, tf.uint16) for part in (pixels[..., :3], pixels[..., 3:]))
         mixed = colour * alpha + 255 * (255 - alpha)
         return tf.cast((mixed + 127) // 255, tf.uint8)
 

@@ -1,8 +1,9 @@
 """Run as a script, in a process that imports none of our code: does TensorFlow's loader take it?
 
-TensorFlow Serving loads a SavedModel as a session does. Reads `{"path", "warmup", "images"}` as
-JSON from stdin, images in base64; replays the warm-up requests, captions the images, and prints
-one line of JSON: captions, statuses, requests, load_s, peak_mib.
+TensorFlow Serving loads a SavedModel as a session does. Reads from stdin, as
+JSON: path, warmup, images (base64), and the names signature, input, caption, status. Replays the
+warm-up requests, captions the images, and prints one line of JSON: captions, statuses, requests,
+load_s, peak_mib.
 """
 
 import base64
@@ -25,6 +26,10 @@ def main() -> None:
 
         def run(signature: str, inputs: dict[str, object]) -> dict[str, object]:
             definition = loaded.signature_def[signature]
+            if set(inputs) != set(definition.inputs):
+                raise ValueError(
+                    f"{signature} of {sorted(inputs)}, expected {sorted(definition.inputs)}"
+                )
             feed = {definition.inputs[name].name: value for name, value in inputs.items()}
             wanted = {name: info.name for name, info in definition.outputs.items()}
             answer: dict[str, object] = session.run(wanted, feed)
@@ -37,11 +42,11 @@ def main() -> None:
             run(request.model_spec.signature_name, inputs)
             requests += 1
         images = [base64.b64decode(image) for image in asked["images"]]
-        found = run("serving_default", {"image_bytes": images})
-    captions = [caption.decode() for caption in found["caption"]]  # type: ignore[attr-defined]
+        found = run(asked["signature"], {asked["input"]: images})
+    captions = [caption.decode() for caption in found[asked["caption"]]]  # type: ignore[attr-defined]
     answer = {
         "captions": captions,
-        "statuses": found["status"].tolist(),  # type: ignore[attr-defined]
+        "statuses": found[asked["status"]].tolist(),  # type: ignore[attr-defined]
         "requests": requests,
         "load_s": load_s,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from model.checkpoints import Trained
 from model.decoding import search_captions
 from model.encoder import Encoder
 from model.errors import CheckFailed
+from model.fine_tuning import grids_by
 from model.preprocessing import prepare
 from model.records import MANIFEST_FILE, VOCABULARY_FILE, Manifest
 from serving import contract
@@ -29,6 +31,7 @@ _FORBIDDEN = ("PyFunc", "EagerPyFunc", "PyFuncStateless")
 _SAMPLE_SIZES = ((64, 64), (480, 640), (200, 133), (33, 257))
 # Two graphs may round a grid's last bit differently; absolute, and relative to log_prob.
 _LOG_PROB_TOLERANCE = 1e-3
+_SESSION_TIMEOUT_S = 1800
 # The least, an odd one, and the largest that the server forms.
 _CHECKED_SIZES = (1, 2, 7, BATCH_SIZES[-1])
 
@@ -44,6 +47,37 @@ class Verified:
 
     load_s: float
     peak_mib: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image and what `serving_default` says of it.
+
+    Attributes:
+      image: its file.
+      caption: of it.
+      log_prob: of the caption.
+      status: of contract.Status.
+    """
+
+    image: bytes
+    caption: str
+    log_prob: float
+    status: int
+
+    @property
+    def said(self) -> str:
+        """Caption, log_prob and status, for a message."""
+        return f"captioned {self.caption!r} (log_prob {self.log_prob:g}, status {self.status})"
+
+    def says_the_same_as(self, other: "Sample") -> bool:
+        """True up to the last bits of log_prob."""
+        return (self.caption, self.status) == (other.caption, other.status) and bool(
+            np.isclose(self.log_prob, other.log_prob, _LOG_PROB_TOLERANCE, _LOG_PROB_TOLERANCE)
+        )
+
+
+_NO_IMAGE = Sample(b"", "", -math.inf, Status.NOT_AN_IMAGE)
 
 
 def verify(path: Path, trained: Trained, encoder: Encoder) -> Verified:
@@ -72,9 +106,10 @@ def verify(path: Path, trained: Trained, encoder: Encoder) -> Verified:
     signatures = dict(loaded.signatures)
     _check_signatures(signatures)
     images = [sample_image(), *sample_images()]
-    captions = _check_captions(signatures[contract.SERVING_DEFAULT], images, trained, encoder)
-    _check_batches(signatures[contract.SERVING_DEFAULT], images, captions)
-    return _check_session(path, images, captions)
+    serve = signatures[contract.SERVING_DEFAULT]
+    samples = _check_captions(serve, images, trained, encoder)
+    _check_batches(serve, samples)
+    return _check_session(path, samples)
 
 
 def sample_images() -> list[bytes]:
@@ -123,12 +158,12 @@ def _check_captions(
     images: Sequence[bytes],
     trained: Trained,
     encoder: Encoder,
-) -> list[str]:
+) -> list[Sample]:
     """The reloaded graph says what the pieces say that trained and evaluated the model."""
     settings = encoder.settings
     prepared = [prepare(image, settings.image_size, settings.aspect) for image in images]
     pixels, extents = (tf.stack(parts) for parts in zip(*prepared, strict=True))
-    grid = tf.cast(encoder(pixels, extents), tf.float16)
+    grid = grids_by(encoder)({"image": pixels, "extent": extents})
     expected = search_captions(trained.captioner, trained.vocabulary, trained.config.search, grid)
     answer = serve(**{contract.IMAGE_BYTES: tf.constant(images)})
     for row, text in enumerate(answer[contract.CAPTION].numpy()):
@@ -143,58 +178,70 @@ def _check_captions(
         raise CheckFailed(
             f"export: log_prob is {got.tolist()} after reloading, {wanted.tolist()} in memory"
         )
-    return [text.decode() for text in answer[contract.CAPTION].numpy()]
+    return _samples(images, answer)
+
+
+def _samples(images: Sequence[bytes], answer: dict[str, tf.Tensor]) -> list[Sample]:
+    names = (contract.CAPTION, contract.LOG_PROB, contract.STATUS)
+    captions, log_probs, statuses = (answer[name].numpy().tolist() for name in names)
+    rows = zip(images, captions, log_probs, statuses, strict=True)
+    return [Sample(image, text.decode(), *numbers) for image, text, *numbers in rows]
 
 
 def _check_batches(
-    serve: tf.types.experimental.ConcreteFunction, images: Sequence[bytes], captions: Sequence[str]
+    serve: tf.types.experimental.ConcreteFunction, samples: Sequence[Sample]
 ) -> None:
-    """A caption depends neither on its batch's size nor on what else is in it."""
+    """What is said of an image depends neither on its batch's size nor on what else is in it."""
     # What cannot be read is one of them.
-    first, *others = zip(images, captions, strict=True)
-    samples = [first, (b"", ""), *others]
+    known = [samples[0], _NO_IMAGE, *samples[1:]]
     generator = np.random.default_rng(0)
     for size in _CHECKED_SIZES:
-        rows = generator.permutation(np.arange(size) % len(samples))
-        batch, wanted = zip(*(samples[row] for row in rows), strict=True)
-        answer = serve(**{contract.IMAGE_BYTES: tf.constant(batch)})
-        found = [text.decode() for text in answer[contract.CAPTION].numpy()]
-        for row, got, expected in zip(rows, found, wanted, strict=True):
-            if got != expected:
+        rows = generator.permutation(np.arange(size) % len(known))
+        images = [known[row].image for row in rows]
+        answer = serve(**{contract.IMAGE_BYTES: tf.constant(images)})
+        for row, got in zip(rows, _samples(images, answer), strict=True):
+            if not got.says_the_same_as(known[row]):
                 raise CheckFailed(
-                    f"export: sample {row} is captioned {got!r} in a batch of {size}, "
-                    f"{expected!r} among the samples"
+                    f"export: sample {row} is {got.said} in a batch of {size}, "
+                    f"{known[row].said} among the samples"
                 )
 
 
-def _check_session(path: Path, images: Sequence[bytes], captions: Sequence[str]) -> Verified:
+def _check_session(path: Path, samples: Sequence[Sample]) -> Verified:
     """TensorFlow's loader, without our code, takes it, its warm-up and what is no image."""
+    known = [*samples, _NO_IMAGE]
     asked = {
         "path": str(path),
         "warmup": str(path / WARMUP_FILE),
-        "images": [base64.b64encode(image).decode() for image in (*images, b"")],
+        "signature": contract.SERVING_DEFAULT,
+        "input": contract.IMAGE_BYTES,
+        "caption": contract.CAPTION,
+        "status": contract.STATUS,
+        "images": [base64.b64encode(sample.image).decode() for sample in known],
     }
-    done = subprocess.run(
-        # Isolated: neither this folder nor the environment adds anything to import.
-        [sys.executable, "-I", str(Path(session_check.__file__))],
-        input=json.dumps(asked),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    # Isolated: neither this folder nor the environment adds anything to import.
+    command = [sys.executable, "-I", str(Path(session_check.__file__))]
+    try:
+        done = subprocess.run(
+            command,
+            input=json.dumps(asked),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_SESSION_TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CheckFailed(
+            f"export: a session did not load it and answer within {_SESSION_TIMEOUT_S} s"
+        ) from error
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise CheckFailed(f"export: a session cannot load it or answer ({last})")
     found = json.loads(done.stdout.splitlines()[-1])
-    if found["captions"] != [*captions, ""]:
-        raise CheckFailed(
-            f"export: a session captions the samples {found['captions']}, expected {captions}"
-        )
-    if (any(found["statuses"][:-1]), found["statuses"][-1]) != (False, Status.NOT_AN_IMAGE):
-        raise CheckFailed(
-            f"export: a session gives the samples and no image the statuses {found['statuses']}, "
-            f"expected zeros and {int(Status.NOT_AN_IMAGE)}"
-        )
+    said = list(zip(found["captions"], found["statuses"], strict=True))
+    expected = [(sample.caption, sample.status) for sample in known]
+    if said != expected:
+        raise CheckFailed(f"export: a session says of the samples {said}, expected {expected}")
     if found["requests"] != len(BATCH_SIZES):
         raise CheckFailed(
             f"export: {found['requests']} warm-up requests, expected {len(BATCH_SIZES)}"

@@ -17,8 +17,8 @@ from model.errors import ItemFailure, Reason
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 # Below this a picture is a tracking pixel or a spacer, not a photograph.
 MIN_SIDE = 8
-_EXIF_ORIENTATION = 0x0112
-_UPRIGHT = 1
+EXIF_ORIENTATION = 0x0112
+UPRIGHT = 1
 _TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -162,10 +162,10 @@ def _is_canonical(image: Image.Image, data: bytes) -> bool:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(_EXIF_ORIENTATION, _UPRIGHT))
+        return int(image.getexif().get(EXIF_ORIENTATION, UPRIGHT))
     # Cameras and editors write broken EXIF, for which Pillow raises anything; the pixels are fine.
     except Exception:
-        return _UPRIGHT
+        return UPRIGHT
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,11 +1,9 @@
-"""Sums whose order no race decides, so that a step gives the same floats whenever it runs.
+"""Sums whose order no race decides, so that a step gives the same floats whenever a CPU runs it.
 
 TensorFlow's AddN begins with the first of its inputs whose memory nobody else holds at that
 moment. Two terms are the same either way; three or more are one float or its neighbour, from one
 run of the same graph to the next. So no gradient here is a sum of more than two terms at once.
 """
-
-from functools import reduce
 
 import tensorflow as tf
 
@@ -23,15 +21,12 @@ def fork(value: tf.Tensor, ways: int) -> list[tf.Tensor]:
     Returns:
       The value, `ways` times.
     """
-
-    @tf.custom_gradient
-    def forked(value: tf.Tensor) -> tuple[list[tf.Tensor], object]:
-        def gradient(*gradients: tf.Tensor) -> tf.Tensor:
-            return reduce(tf.add, gradients)
-
-        return [tf.identity(value) for _ in range(ways)], gradient
-
-    return list(forked(value))
+    # Each tensor of this chain is used twice.
+    uses = []
+    for _ in range(ways - 1):
+        use, value = tf.identity(value), tf.identity(value)
+        uses.append(use)
+    return [*uses, value]
 
 
 def keep_order() -> None:

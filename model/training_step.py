@@ -218,12 +218,12 @@ class TrainingStep:
             # An encoder's pretrained kernels would be pulled to 0.
             decayed = self._fitted.captioner.trainable_variables
             weight = config.l2 / self._strategy.num_replicas_in_sync
-            penalty, pulls = l2_penalty(decayed)
+            penalty, l2_gradients = l2_penalty(decayed)
             loss += weight * penalty
             # Beside the tape: a weight that is used twice would get a third term of it.
             gradients[: len(decayed)] = [
-                gradient if pull is None else gradient + scale * weight * pull
-                for gradient, pull in zip(gradients, pulls, strict=False)
+                gradient if own is None else gradient + scale * weight * own
+                for gradient, own in zip(gradients[: len(decayed)], l2_gradients, strict=True)
             ]
         return Gradients(loss, aim.measured / counts.measured, counts, gradients)
 

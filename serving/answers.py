@@ -9,15 +9,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from model.errors import ItemFailure, Reason
+from model.image_bytes import MIN_SIDE, Limits
 from serving import contract
 from serving.contract import Status
 from serving.errors import ServerError
 
 _FAILURES: Mapping[int, tuple[Reason, str]] = {
-    Status.NOT_AN_IMAGE: (Reason.NOT_AN_IMAGE, "the model sees no image in these bytes"),
-    Status.DECODE: (Reason.DECODE, "the model cannot decode these bytes"),
-    Status.TOO_MANY_PIXELS: (Reason.TOO_MANY_PIXELS, "too many pixels for the model"),
-    Status.TOO_SMALL: (Reason.TOO_SMALL, "too small for the model"),
+    Status.NOT_AN_IMAGE: (Reason.NOT_AN_IMAGE, "expected a JPEG, PNG, GIF or BMP file"),
+    Status.DECODE: (Reason.DECODE, "TensorFlow cannot decode it, expected a whole image"),
+    Status.TOO_MANY_PIXELS: (
+        Reason.TOO_MANY_PIXELS,
+        f"expected at most {Limits().max_pixels} pixels in all",
+    ),
+    Status.TOO_SMALL: (Reason.TOO_SMALL, f"expected at least {MIN_SIDE} pixels a side"),
+    Status.TOO_MANY_BYTES: (
+        Reason.TOO_MANY_BYTES,
+        f"expected at most {Limits().max_bytes} bytes, got more",
+    ),
 }
 
 
@@ -90,10 +98,14 @@ def rows(
 def failure(row: Mapping[str, np.ndarray]) -> ItemFailure | None:
     """Why the model has no caption for an image; None where it has one."""
     status = int(row[contract.STATUS])
-    if status == contract.Status.OK:
+    if status == Status.OK:
         return None
-    reason, why = _FAILURES.get(status, (Reason.MODEL_ERROR, f"status {status} of the model"))
-    return ItemFailure(reason, f"{why}, expected a JPEG or PNG image that TensorFlow decodes")
+    unknown = (
+        Reason.MODEL_ERROR,
+        f"status {status} of the model, expected {list(map(int, Status))}",
+    )
+    reason, why = _FAILURES.get(status, unknown)
+    return ItemFailure(reason, f"the model's own check: {why}")
 
 
 def caption_result(row: Mapping[str, np.ndarray]) -> CaptionResult:

@@ -9,7 +9,7 @@ An answer has exactly one result for each image, in the order sent, or an error 
 
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -142,11 +142,11 @@ class Client:
           ServerError: the server failed, or its answer does not fit the request.
           ModelMismatch: the model is not ours.
         """
-        return _all(self.caption_each(images))
+        return _all(self._each(contract.SERVING_DEFAULT, answers.caption_result, images))
 
     def explain(self, images: Sequence[bytes]) -> list[Explained]:
         """Captions with the attention of every word; raises as `caption`."""
-        return _all(self.explain_each(images))
+        return _all(self._each(contract.EXPLAIN, answers.explained, images))
 
     def nbest(self, images: Sequence[bytes]) -> list[list[Hypothesis]]:
         """All K captions of every image, best first; raises as `caption`."""
@@ -154,34 +154,37 @@ class Client:
 
     def caption_each(self, images: Sequence[bytes]) -> list[CaptionResult | ItemFailure]:
         """As `caption`; an image that the model refuses has its failure in its place."""
-        return self._each(contract.SERVING_DEFAULT, answers.caption_result, images)
+        return list(self._each(contract.SERVING_DEFAULT, answers.caption_result, images))
 
     def explain_each(self, images: Sequence[bytes]) -> list[Explained | ItemFailure]:
         """As `explain`; an image that the model refuses has its failure in its place."""
-        return self._each(contract.EXPLAIN, answers.explained, images)
+        return list(self._each(contract.EXPLAIN, answers.explained, images))
 
     def _each(
         self, signature: str, read: Callable[[_Row], _Answer], images: Sequence[bytes]
-    ) -> list[_Answer | ItemFailure]:
+    ) -> Iterator[_Answer | ItemFailure]:
         self.check()
-        rows = (
-            row for batch in _split(images, self._limits) for row in self._rows(signature, batch)
-        )
-        return [row if isinstance(row, ItemFailure) else read(row) for row in rows]
+        for batch in _split(images, self._limits):
+            for row in self._rows(signature, batch, self._clock.now_s() + self._timeout_s):
+                yield row if isinstance(row, ItemFailure) else read(row)
 
-    def _rows(self, signature: str, images: Sequence[bytes]) -> list[_Row | ItemFailure]:
+    def _rows(
+        self, signature: str, images: Sequence[bytes], deadline_s: float
+    ) -> Iterator[_Row | ItemFailure]:
         """One request's rows; of a request that is refused as a whole, those of its halves."""
+        predict = partial(self._transport.predict, signature, images)
         try:
-            outputs = self._call(
-                partial(self._transport.predict, signature, images), self._timeout_s
-            )
+            outputs = self._call(predict, deadline_s - self._clock.now_s())
         except InvalidRequest as error:
             if len(images) == 1:
-                return [ItemFailure(Reason.MODEL_ERROR, str(error))]
+                yield ItemFailure(Reason.MODEL_ERROR, str(error))
+                return
             half = len(images) // 2
-            return [*self._rows(signature, images[:half]), *self._rows(signature, images[half:])]
-        rows = answers.rows(signature, outputs, len(images))
-        return [answers.failure(row) or row for row in rows]
+            for part in (images[:half], images[half:]):
+                yield from self._rows(signature, part, deadline_s)
+            return
+        for row in answers.rows(signature, outputs, len(images)):
+            yield answers.failure(row) or row
 
     def _call(self, attempt: Callable[[float], _Answer], timeout_s: float) -> _Answer:
         try:
@@ -243,12 +246,12 @@ def connect(
     return client
 
 
-def _all(results: Sequence[_Answer | ItemFailure]) -> list[_Answer]:
-    """The results; raises InvalidRequest for the first failure among them."""
+def _all(results: Iterable[_Answer | ItemFailure]) -> list[_Answer]:
+    """The results; raises InvalidRequest for the first failure, and asks for no more."""
     found: list[_Answer] = []
-    for number, result in enumerate(results, start=1):
+    for result in results:
         if isinstance(result, ItemFailure):
-            raise InvalidRequest(f"image {number} of {len(results)}: {result.message}")
+            raise InvalidRequest(f"image {len(found) + 1}: {result.message}")
         found.append(result)
     return found
 

@@ -34,11 +34,12 @@ class Status(IntEnum):
     OK = 0
     # Nothing that begins as a JPEG, PNG, GIF or BMP file does.
     NOT_AN_IMAGE = 1
-    # Broken, cut off, or of a kind that TensorFlow does not read.
+    # Decoding it failed: broken, cut off, of a kind that TensorFlow does not read.
     DECODE = 2
     # By its header; limits of model/image_bytes.
     TOO_MANY_PIXELS = 3
     TOO_SMALL = 4
+    TOO_MANY_BYTES = 5
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ INVALID_ARGUMENT = "INVALID_ARGUMENT"
 NOT_FOUND = "NOT_FOUND"
 # Statuses that may pass by themselves; all others answer the same when asked again.
 TRANSIENT = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"})
-# TensorFlow Serving answers an unknown signature with FAILED_PRECONDITION.
-REFUSED = frozenset({INVALID_ARGUMENT, "FAILED_PRECONDITION", "OUT_OF_RANGE"})
+# Not FAILED_PRECONDITION: so TensorFlow Serving answers an unknown signature, whatever the images.
+REFUSED = frozenset({INVALID_ARGUMENT, "OUT_OF_RANGE"})
 
 
 class ServerUnavailable(InvalidInput):
@@ -28,7 +28,7 @@ class ModelMismatch(InvalidInput):
 
 
 class InvalidRequest(CaptionbeamError):
-    """The model refuses the request, for instance for bytes that it cannot decode."""
+    """The model refuses the request, or has no caption for one of its images."""
 
 
 class ServerError(CaptionbeamError):

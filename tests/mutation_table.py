@@ -464,10 +464,18 @@ MUTATIONS = (
     ),
     Mutation(
         POISON,
+        "the exported graph cannot decode it",
+        "export/reading.py",
+        ".ignore_errors()",
+        "",
+        "tests/test_export_reading.py::test_what_cannot_be_read_says_why_and_fails_no_other",
+    ),
+    Mutation(
+        POISON,
         "the model refuses it",
-        "pipelines/captioning.py",
-        "[answer for image in images for answer in _answers(client, [image])]",
-        "[ItemFailure(Reason.MODEL_ERROR, str(error))] * len(images)",
+        "serving/client.py",
+        "if len(images) == 1:",
+        "if True:",
         "tests/test_pipelines_captioning.py::test_a_poison_image_fails_alone_wherever_it_stands",
     ),
     Mutation(

@@ -20,7 +20,7 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from export import saved_model
 from export.module import CaptionModule, look_at
-from export.verify import _check_batches, sample_images, verify
+from export.verify import _NO_IMAGE, Sample, _check_batches, sample_images, verify
 from model import dataset
 from model.captioner import Captioner
 from model.checkpoints import Trained, load_encoder
@@ -346,15 +346,23 @@ def test_verify_names_a_warm_up_that_fails(exported: Exported, tmp_path: Path) -
 
 @pytest.mark.parametrize("size", [1, 2, 7, 32])
 def test_verify_names_a_caption_that_depends_on_its_batch(size: int) -> None:
-    def serve(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        captions = tf.where(image_bytes == b"", b"", b"caption of " + image_bytes)
-        if len(image_bytes) == size:
-            captions = tf.roll(captions, 1, axis=0) if size > 1 else captions + b"!"
-        return {contract.CAPTION: captions}
-
     images = [b"one", b"two", b"three"]
+    samples = [Sample(image, "caption", -float(number), 0) for number, image in enumerate(images)]
+
+    def serve(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        known = {sample.image: sample for sample in (*samples, _NO_IMAGE)}
+        rows = [known[image] for image in image_bytes.numpy()]
+        log_probs = tf.constant([row.log_prob for row in rows])
+        if len(rows) == size:
+            log_probs = tf.roll(log_probs, 1, axis=0) if size > 1 else log_probs - 0.1
+        return {
+            contract.CAPTION: tf.constant([row.caption for row in rows]),
+            contract.LOG_PROB: log_probs,
+            contract.STATUS: tf.constant([int(row.status) for row in rows]),
+        }
+
     with pytest.raises(CheckFailed, match=f"in a batch of {size}, "):
-        _check_batches(serve, images, [f"caption of {image.decode()}" for image in images])
+        _check_batches(serve, samples)
 
 
 def test_verify_names_a_missing_asset(exported: Exported, tmp_path: Path) -> None:

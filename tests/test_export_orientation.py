@@ -84,6 +84,8 @@ OTHERS = ((0x010F, ASCII, 7), (0x0112, SHORT, 8), (0x011A, LONG, 3))
         (b"\xff\xd8" + exif(tiff()), 6),
         (b"\xff\xd8" + exif(tiff())[:20], 1),
         (b"\xff\xd8\xff", 1),
+        # Not followed for ever.
+        (photograph(b"\xff" * 250_000, exif(tiff())), 1),
     ],
 )
 def test_orientation(find: Find, data: bytes, expected: int) -> None:

@@ -45,10 +45,10 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def turned(orientation: int, **options: Any) -> bytes:
+def turned(orientation: int, kind: str = "JPEG", **options: Any) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return encoded(picture(), "JPEG", exif=exif, **options)
+    return encoded(picture(), kind, exif=exif, **options)
 
 
 def see_through() -> Image.Image:
@@ -81,6 +81,10 @@ FILES = {
     "alpha": encoded(see_through(), "PNG"),
     "grey alpha": encoded(see_through().convert("LA"), "PNG"),
     "alpha behind a profile": encoded(see_through(), "PNG", icc_profile=bytes(5000)),
+    "turned PNG": turned(6, "PNG"),
+    "turned PNG with a transparent colour": turned(
+        5, "PNG", transparency=picture().getpixel((60, 40))
+    ),
     "grey PNG": encoded(picture("L"), "PNG"),
     "grey of 1 bit": encoded(picture("1"), "PNG"),
     "grey of 16 bits": encoded(sixteen_bits(), "PNG"),
@@ -143,6 +147,8 @@ BROKEN = {
     "BMP with a palette": (encoded(picture("P"), "BMP"), Status.DECODE),
     "60,000 a side": (claiming((60_000, 60_000)), Status.TOO_MANY_PIXELS),
     "2³¹ a side": (claiming((2**31, 2**31)), Status.TOO_MANY_PIXELS),
+    "2³² a side": (claiming((2**32 - 1, 2**32 - 1)), Status.TOO_MANY_PIXELS),
+    "32 MiB and a little": (FILES["PNG"] + bytes(32 * 2**20), Status.TOO_MANY_BYTES),
     "a tracking pixel": (encoded(picture(size=(1, 1)), "GIF"), Status.TOO_SMALL),
     "a thin line": (encoded(picture(size=(300, 7)), "JPEG"), Status.TOO_SMALL),
 }
@@ -159,6 +165,14 @@ def test_what_cannot_be_read_says_why_and_fails_no_other(read: Read) -> None:
     np.testing.assert_array_equal(images[[0, -1]], alone)
     np.testing.assert_array_equal(places[[0, -1]], extents)
     np.testing.assert_array_equal(images[1:-1], 0.0)
+
+
+def test_chunks_without_end_are_not_followed_for_ever(read: Read) -> None:
+    """Their loop has a bound; a transparency behind them is not found."""
+    chunk = struct.pack(">I4sI", 0, b"teXt", 0x63_A7_0C_5F)
+    data = FILES["alpha"]
+    many = data[:33] + chunk * 80_000 + data[33:]
+    assert read([many])[2] in ([Status.OK], [Status.DECODE])
 
 
 def test_nothing_readable_and_nothing_at_all(read: Read) -> None:

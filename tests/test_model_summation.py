@@ -13,8 +13,18 @@ from tests.trainer_fixtures import EVERYTHING, check_sums, make_run
 SELF_CRITICAL = (("stage", "self_critical"), ("l2", 1e-3), ("tie_embeddings", True))
 
 
+OTHERWISE = (*EVERYTHING, ("normalise_cells", True), ("tie_embeddings", False))
+
+
 @pytest.mark.parametrize(
-    "settings", [EVERYTHING, pytest.param(SELF_CRITICAL, marks=pytest.mark.slow)]
+    "settings",
+    [
+        EVERYTHING,
+        *(
+            pytest.param(settings, marks=pytest.mark.slow)
+            for settings in (SELF_CRITICAL, OTHERWISE, (*EVERYTHING, ("precision", "bfloat16")))
+        ),
+    ],
 )
 def test_no_more_than_two_terms_are_added_at_once(
     settings: tuple[tuple[str, object], ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -107,7 +107,7 @@ def test_model_is_name_and_version(client: Client) -> None:
 
 
 def test_an_image_that_the_model_refuses_is_an_invalid_request(client: Client) -> None:
-    refused = r"^image 2 of 2: assertion failed: \[cannot decode\]"
+    refused = r"^image 2: assertion failed: \[cannot decode\]"
     with pytest.raises(InvalidRequest, match=refused):
         client.caption([b"good", b"bad"])
     with pytest.raises(InvalidRequest, match=refused):
@@ -128,6 +128,23 @@ def test_a_refused_request_is_halved_down_to_the_poison(in_process: Transport) -
     assert [len(call[1]) for call in transport.calls] == [16, 8, 8, 4, 2, 2, 1, 1, 4]
 
 
+def test_a_list_that_must_succeed_ends_with_its_first_refusal(in_process: Transport) -> None:
+    transport = ScriptedTransport(in_process)
+    client = Client(transport, limits=RequestLimits(images=2))
+    with pytest.raises(InvalidRequest, match=r"^image 3: "):
+        client.caption([b"a", b"b", b"bad", *[b"c"] * 100])
+    assert [len(images) for _, images, _ in transport.calls] == [2, 2, 1]
+
+
+def test_the_halves_of_a_refused_request_share_its_deadline(
+    in_process: Transport, fake_time: FakeTime
+) -> None:
+    transport = ScriptedTransport(in_process, takes_s=lambda: fake_time.sleep(1.0))
+    clock = Clock(lambda: fake_time.now_s, fake_time.sleep, lambda: 0.0)
+    Client(transport, timeout_s=10.0, clock=clock).caption_each([b"bad", b"a", b"b", b"c"])
+    assert [timeout for *_, timeout in transport.calls] == [10.0, 9.0, 8.0, 7.0, 6.0]
+
+
 @pytest.mark.parametrize(
     ("status", "reason"),
     [
@@ -135,6 +152,7 @@ def test_a_refused_request_is_halved_down_to_the_poison(in_process: Transport) -
         (Status.DECODE, Reason.DECODE),
         (Status.TOO_MANY_PIXELS, Reason.TOO_MANY_PIXELS),
         (Status.TOO_SMALL, Reason.TOO_SMALL),
+        (Status.TOO_MANY_BYTES, Reason.TOO_MANY_BYTES),
         (99, Reason.MODEL_ERROR),
     ],
 )
@@ -153,7 +171,7 @@ def test_a_row_with_a_status_is_a_failure_and_its_caption_is_not_used(
         assert not isinstance(one, ItemFailure)
         assert not isinstance(other, ItemFailure)
         assert (one.caption, other.caption) == (tiny_caption(b"a"), tiny_caption(b"d"))
-    with pytest.raises(InvalidRequest, match="image 2 of 3"):
+    with pytest.raises(InvalidRequest, match="image 2: "):
         client.nbest([b"a", b"bc", b"d"])
 
 
@@ -208,7 +226,7 @@ def test_transient_failures_are_retried_with_full_jitter(
     ("code", "error"),
     [
         ("INVALID_ARGUMENT", InvalidRequest),
-        ("FAILED_PRECONDITION", InvalidRequest),
+        ("FAILED_PRECONDITION", ServerError),
         ("NOT_FOUND", ModelMismatch),
         ("INTERNAL", ServerError),
         ("UNIMPLEMENTED", ServerError),
