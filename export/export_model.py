@@ -2,7 +2,8 @@
 
 Image bytes in, captions out: decoding, ResNet50, beam search and detokenising all run
 inside the graph. The directory is published, by one rename, only after its reloaded
-captions equalled those in memory. Beside NAME lie models.config, batching_parameters.txt
+captions equalled those in memory, in batches of every kind, and a process without our code
+loaded it and said the same. Beside NAME lie models.config, batching_parameters.txt
 and monitoring.config for the server.
 
   captionbeam export --model_dir MODEL --output MODELS/captioner
