@@ -116,9 +116,8 @@ def test_published_signatures_are_the_contract(exported: Exported) -> None:
             assert answer[name].dtype == expected
 
 
-@pytest.mark.parametrize(
-    "settings", [(64, 2, SQUASH), pytest.param((100, 3, KEEP), marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [(64, 2, SQUASH), (100, 3, KEEP)])
 def test_the_exported_graph_sees_the_grids_that_records_hold(
     tmp_path: Path, settings: tuple[int, int, str]
 ) -> None:

@@ -143,6 +143,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> Non
         load_trained(run.model_dir)
 
 
+@pytest.mark.slow
 def test_half_written_checkpoint_is_not_taken(tmp_path: Path) -> None:
     run = make_run(tmp_path, "model", 4)
     Trainer(run).fit(silent)

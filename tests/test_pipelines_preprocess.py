@@ -602,6 +602,7 @@ def test_flip_copies_are_records_of_the_training_split(world: Path, compression:
 
 
 @pytest.mark.skipif(not COCO80.is_dir(), reason=f"no photographs in {COCO80}")
+@pytest.mark.slow
 def test_float16_keeps_eleven_bits_of_every_value(tmp_path: Path) -> None:
     """Half a unit in the last place: 2^-11 of the value, or 2^-25 below 2^-14."""
     source = Source(
