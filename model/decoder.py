@@ -139,9 +139,8 @@ class Decoder(keras.layers.Layer):
           weights float32 [M, P].
         """
         dtype = projected.dtype
-        *below, top = state
-        top, fed_back = fork(top, 2)
-        first, *above = (*below, top)
+        first, *above = state
+        above[-1], fed_back = fork(above[-1], 2)
         gates = self._top_gates(tf.cast(fed_back, dtype))
         first, query, shown = fork(self._attention_gru(projected + gates, first), 3)
         context, weights = self.attention(query, keys, cells)
