@@ -15,6 +15,11 @@ INSTALL_REQUIRES = [
     "pycocoevalcap>=1.2",
     "requests>=2.32",
     "grpcio>=1.76",
+    "grpcio-health-checking>=1.76",
+    "grpcio-reflection>=1.76",
+    "prometheus-client>=0.22",
+    "starlette>=0.47",
+    "uvicorn>=0.35",
     "google-crc32c>=1.7",
     "matplotlib>=3.10",
     "packaging>=24",
@@ -28,7 +33,7 @@ EXTRAS_REQUIRE = {
 # What tests of the extras need: buckets are emulated on loopback.
 EXTRAS_REQUIRE["dev"] = [
     *(requirement for requirements in EXTRAS_REQUIRE.values() for requirement in requirements),
-    *("pytest>=8", "pytest-xdist>=3", "ruff>=0.13", "mypy>=1.18", "types-requests"),
+    *("pytest>=8", "pytest-xdist>=3", "hypothesis>=6.130", "ruff>=0.13", "mypy>=1.18", "types-requests"),
     *("moto[s3,server]>=5", "gcp-storage-emulator>=2026.7"),
 ]
 
