@@ -13,8 +13,11 @@ from model.errors import CaptionbeamError, InvalidInput
 
 INVALID_ARGUMENT = "INVALID_ARGUMENT"
 NOT_FOUND = "NOT_FOUND"
+DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
+UNAVAILABLE = "UNAVAILABLE"
 # Statuses that may pass by themselves; all others answer the same when asked again.
-TRANSIENT = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"})
+TRANSIENT = frozenset({UNAVAILABLE, RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED})
 # Not FAILED_PRECONDITION: so TensorFlow Serving answers an unknown signature, whatever the images.
 REFUSED = frozenset({INVALID_ARGUMENT, "OUT_OF_RANGE"})
 

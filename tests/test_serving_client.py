@@ -14,6 +14,7 @@ from numpy.testing import assert_array_equal
 from model.errors import InvalidInput, ItemFailure, Reason
 from serving import client as client_module
 from serving import contract
+from serving.batching_parameters import BATCHING_FILE, BatchingParameters
 from serving.client import Client, RequestLimits, connect
 from serving.contract import Status
 from serving.errors import (
@@ -23,7 +24,6 @@ from serving.errors import (
     ServerError,
     ServerUnavailable,
 )
-from serving.loaded_model import LoadedModel
 from serving.metadata import ModelMetadata
 from serving.retry import Clock, Retries
 from serving.transport import MAX_MESSAGE_BYTES, GrpcTransport, SavedModelTransport, Transport
@@ -53,7 +53,7 @@ def in_process(model_dir: Path) -> SavedModelTransport:
 
 @pytest.fixture(scope="module")
 def address(model_dir: Path) -> Iterator[str]:
-    with running_server(LoadedModel(model_dir)) as server:
+    with running_server(model_dir) as server:
         yield server.address
 
 
@@ -363,9 +363,15 @@ def test_a_request_beyond_the_message_limit_is_not_retried(address: str) -> None
         remote.close()
 
 
-def test_answers_beyond_grpcs_default_of_4_mib_arrive(address: str) -> None:
+def test_answers_beyond_grpcs_default_of_4_mib_arrive(tmp_path: Path) -> None:
+    wide = BatchingParameters(max_batch_size=50_000, allowed_batch_sizes=())
+    (tmp_path / BATCHING_FILE).write_text(wide.to_text())
+    model_dir = save_tiny_model(tmp_path / "captioner")
     limits = RequestLimits(images=50_000)
-    with Client(GrpcTransport(address, "captioner"), limits=limits) as client:
+    with (
+        running_server(model_dir) as server,
+        Client(GrpcTransport(server.address, "captioner"), limits=limits) as client,
+    ):
         explained = client.explain([b"a"] * 50_000)
     assert len(explained) == 50_000
     assert explained[-1].caption == tiny_caption(b"a")
