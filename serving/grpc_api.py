@@ -70,7 +70,7 @@ class GrpcApi(PredictionServiceServicer, ModelServiceServicer):
         response = predict_pb2.PredictResponse()
         _fill_spec(response.model_spec, name, predicted.version, predicted.signature)
         for key, array in predicted.outputs.items():
-            response.outputs[key].CopyFrom(tf.make_tensor_proto(array))
+            _fill_tensor(response.outputs[key], array)
         return response
 
     def _metadata(self, request: Any, context: Any) -> Any:  # noqa: ARG002
@@ -136,6 +136,16 @@ def _fill_spec(spec: Any, name: str, version: int, signature: str = "") -> None:
     spec.name = name
     spec.version.value = version
     spec.signature_name = signature
+
+
+def _fill_tensor(tensor: Any, array: np.ndarray) -> None:
+    """Writes an output in typed fields, as TensorFlow Serving does; some clients read no other."""
+    kind = tf.string if array.dtype == object else tf.as_dtype(array.dtype)
+    tensor.dtype = kind.as_datatype_enum
+    for size in array.shape:
+        tensor.tensor_shape.dim.add(size=size)
+    field = {tf.string: tensor.string_val, tf.float32: tensor.float_val, tf.int32: tensor.int_val}
+    field[kind].extend(array.reshape(-1).tolist())
 
 
 def _spec(name: str, tensor: Any) -> TensorSpec:

@@ -138,6 +138,10 @@ class LoadedModel:
             outputs, account = self._calls[signature](images, np.full(len(images), deadline_s))
         except tf.errors.OpError as error:
             raise CallFailed(_code_name(error), _one_line(error.message)) from error
+        # TensorFlow's Python cannot tell what its graph says of bytes that are no UTF-8.
+        except UnicodeDecodeError as error:
+            message = error.object.decode(errors="replace")
+            raise CallFailed(INVALID_ARGUMENT, _one_line(message)) from error
         if not all(account.in_time):
             raise CallFailed(DEADLINE_EXCEEDED, "Deadline Exceeded before the batch began")
         return Ran(outputs, account)

@@ -9,6 +9,7 @@ GET  /metrics                                           counters, as Prometheus 
 import json
 import re
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
@@ -97,11 +98,11 @@ class RestApi:
             return Response(text, media_type="application/json")
         except CallFailed as error:
             code = error.code
-            return Response(
-                json.dumps({"error": error.message}),
-                _HTTP_STATUS.get(code, 500),
-                media_type="application/json",
-            )
+            return _refusal(error)
+        # Its traceback is the log's; the client gets JSON all the same.
+        except Exception as error:
+            traceback.print_exc()
+            return _refusal(CallFailed(code, f"{type(error).__name__}: see the server's log"))
         finally:
             self._service.monitor.count("rest", method, code)
 
@@ -169,6 +170,14 @@ class RestApi:
     def _status(self, name: str, wanted: Wanted) -> str:
         response = grpc_api.status_response(self._service.status(name, wanted))
         return json.dumps(_fields(response, preserving_proto_field_name=True), indent=1)
+
+
+def _refusal(error: CallFailed) -> Response:
+    return Response(
+        json.dumps({"error": error.message}),
+        _HTTP_STATUS.get(error.code, 500),
+        media_type="application/json",
+    )
 
 
 def _fields(message: Any, **options: bool) -> dict[str, Any]:

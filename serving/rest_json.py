@@ -119,7 +119,11 @@ def _shape(value: Any) -> list[int]:
 def _fill(value: Any, shape: list[int], level: int, flat: list[bytes]) -> None:
     if not isinstance(value, list):
         if level != len(shape):
-            raise _refused(value, f"found at incorrect level: {level + 1}, not {len(shape)}")
+            raise _refused(
+                value,
+                f"found at incorrect level: {level + 1} in the JSON DOM. "
+                f"Expected at level: {len(shape)}",
+            )
         flat.append(_bytes(value))
         return
     if level >= len(shape) or len(value) != shape[level]:

@@ -245,7 +245,8 @@ class Watcher:
     def stop(self) -> None:
         """Ends the thread after the poll under way."""
         self._stop.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _watch(self) -> None:
         while not self._stop.wait(POLL_S):
