@@ -57,12 +57,16 @@ def ask(peer: str, question: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def captionbeam_serve(model_dir: Path, *flags: str) -> Iterator[Iterator[str]]:
+def captionbeam_serve(model_dir: Path) -> Iterator[Iterator[str]]:
     """`captionbeam serve` on free ports; its lines as it prints them."""
-    command = [sys.executable, "captionbeam.py", "serve", f"--model={model_dir}", "--port=0"]
+    command = [sys.executable, "captionbeam.py", "serve", f"--model={model_dir}"]
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
     with subprocess.Popen(
-        [*command, *flags], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+        [*command, "--port=0", "--rest_port=0"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         try:
             assert process.stdout is not None

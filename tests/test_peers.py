@@ -36,7 +36,6 @@ pytestmark = pytest.mark.peers
 
 NAME = "tiny"
 VERSION = 7
-READY = f"serving {NAME} version {VERSION} on "
 TIMEOUT_S = 60.0
 # None ends in zeros: ovmsclient keeps bytes in NumPy arrays of one width, which drop them.
 IMAGES = [b"\xff\xd8\xff\xe0 one \xff\xd9", b"GIF89a two;", b"\x89PNG\0\0\0 three \xaeB`\x82"]
@@ -47,37 +46,24 @@ PYTHIE_MAX_BYTES = 4 * 2**20
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("models") / NAME, VERSION)
-
-
-@pytest.fixture(scope="module")
-def grpc_address(model_dir: Path) -> Iterator[str]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """`captionbeam serve`: where its gRPC and its REST listen."""
+    model_dir = save_tiny_model(tmp_path_factory.mktemp("models") / NAME, VERSION)
     with captionbeam_serve(model_dir) as lines:
-        yield read_address(lines, READY)
+        yield {
+            "grpc": read_address(lines, f"serving {NAME} version {VERSION} on "),
+            "rest": read_address(lines, "REST on http://"),
+        }
 
 
-@pytest.fixture(scope="module")
-def rest_address(model_dir: Path) -> Iterator[str]:
-    """Where REST listens: the second line of `captionbeam serve --rest_port 0`."""
-    with captionbeam_serve(model_dir, "--rest_port=0") as lines:
-        read_address(lines, READY)
-        yield read_address(lines, "REST on http://")
-
-
-NO_REST = pytest.mark.xfail(reason="`captionbeam serve` has no REST yet", strict=True)
-
-
-@pytest.fixture(
-    scope="module", params=["grpc", pytest.param("rest", marks=NO_REST)], name="ovmsclient"
-)
+@pytest.fixture(scope="module", params=["grpc", "rest"], name="ovmsclient")
 def ovmsclient_answer(request: pytest.FixtureRequest) -> dict[str, Any]:
     """What ovmsclient got from our server."""
     program("ovmsclient")
     transport = request.param
     question = {
         "transport": transport,
-        "address": request.getfixturevalue(f"{transport}_address"),
+        "address": request.getfixturevalue("served")[transport],
         "model": NAME,
         "version": VERSION,
         "input": contract.IMAGE_BYTES,
@@ -148,7 +134,7 @@ def test_ovmsclient_knows_our_errors(ovmsclient: dict[str, Any]) -> None:
 
 
 @pytest.mark.xfail(
-    reason="TensorFlow raises UnicodeDecodeError for a message with bytes in it: we say UNKNOWN",
+    reason="TensorFlow raises UnicodeDecodeError for a message with bytes in it: UNKNOWN, or 500",
     strict=True,
 )
 def test_ovmsclient_knows_an_error_that_quotes_image_bytes(ovmsclient: dict[str, Any]) -> None:
@@ -162,10 +148,10 @@ def test_ovmsclient_knows_an_error_that_quotes_image_bytes(ovmsclient: dict[str,
     reason="our server packs answers as tensor_content; TensorFlow Serving's have typed fields",
     strict=True,
 )
-def test_min_tfs_client_gets_captions(grpc_address: str) -> None:
+def test_min_tfs_client_gets_captions(served: dict[str, str]) -> None:
     """It reads typed fields alone (float_val, int_val, string_val) and sends text alone."""
     texts = ["one", "three"]
-    question = {"address": grpc_address, "model": NAME, "version": VERSION}
+    question = {"address": served["grpc"], "model": NAME, "version": VERSION}
     answer = ask("min_tfs_client", question | {"input": contract.IMAGE_BYTES, "images": texts})
     assert answer["predict"] == {
         contract.STATUS: [0, 0],
