@@ -95,7 +95,9 @@ def _batched(compute: Callable[..., Any], batching: BatchingParameters) -> Calla
         max_batch_size=batching.max_batch_size,
         batch_timeout_micros=batching.batch_timeout_micros,
         allowed_batch_sizes=list(batching.allowed_batch_sizes) or None,
-        max_enqueued_batches=batching.max_enqueued_batches,
+        # Whoever calls bounds the images that wait. Here batches are counted, of any size, and one
+        # that a thread is about to take still counts.
+        max_enqueued_batches=batching.capacity,
         # A request of more images than a batch is refused, as TensorFlow Serving does.
         enable_large_batch_splitting=False,
         autograph=False,

@@ -133,10 +133,6 @@ def test_ovmsclient_knows_our_errors(ovmsclient: dict[str, Any]) -> None:
     assert "cannot decode" in errors["image"][1]
 
 
-@pytest.mark.xfail(
-    reason="TensorFlow raises UnicodeDecodeError for a message with bytes in it: UNKNOWN, or 500",
-    strict=True,
-)
 def test_ovmsclient_knows_an_error_that_quotes_image_bytes(ovmsclient: dict[str, Any]) -> None:
     """A failed assertion prints what it looked at: the neighbours' bytes, which are no text."""
     kind, message = ovmsclient["errors"]["batch"]
@@ -144,10 +140,6 @@ def test_ovmsclient_knows_an_error_that_quotes_image_bytes(ovmsclient: dict[str,
     assert "cannot decode" in message
 
 
-@pytest.mark.xfail(
-    reason="our server packs answers as tensor_content; TensorFlow Serving's have typed fields",
-    strict=True,
-)
 def test_min_tfs_client_gets_captions(served: dict[str, str]) -> None:
     """It reads typed fields alone (float_val, int_val, string_val) and sends text alone."""
     texts = ["one", "three"]
