@@ -24,14 +24,18 @@ HYPOTHESES = 3
 
 
 class TinyCaptioner(tf.Module):
-    """Captions "size LENGTH hash HASH"; attends to cell t at word t."""
+    """Captions "size LENGTH hash HASH" and a tag; attends to cell t at word t."""
+
+    def __init__(self, tag: str = "") -> None:
+        super().__init__()
+        self._tag = tag
 
     def best(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         tf.debugging.assert_none_equal(image_bytes, b"bad", message="cannot decode")
         size = tf.strings.length(image_bytes)
         digest = tf.strings.to_hash_bucket_fast(image_bytes, 1_000_000)
         caption = tf.strings.join(
-            ["size ", tf.strings.as_string(size), " hash ", tf.strings.as_string(digest)]
+            ["size ", tf.strings.as_string(size), " hash ", tf.strings.as_string(digest), self._tag]
         )
         count = tf.shape(image_bytes)[0]
         return {
@@ -78,9 +82,9 @@ class Untitled(tf.Module):
         return {contract.CAPTION: pixels}
 
 
-def save_tiny_model(model_dir: Path, version: int = 1) -> Path:
+def save_tiny_model(model_dir: Path, version: int = 1, tag: str = "") -> Path:
     """Writes MODELS/NAME/VERSION of TinyCaptioner; returns MODELS/NAME."""
-    module = TinyCaptioner()
+    module = TinyCaptioner(tag)
     names = (contract.SERVING_DEFAULT, contract.EXPLAIN, contract.NBEST)
     signatures = {name: getattr(module, name) for name in names}
     tf.saved_model.save(module, str(model_dir / str(version)), signatures=signatures)
