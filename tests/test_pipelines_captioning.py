@@ -25,8 +25,8 @@ from tests.bulk_fixtures import (
     write_photos,
 )
 
-IN_PROCESS = Target(model="models/fake", server=None, name=NAME)
-SERVER = Target(model=None, server="localhost:1", name=NAME)
+IN_PROCESS = Target(model="models/fake", server=None, model_name=NAME)
+SERVER = Target(model=None, server="localhost:1", model_name=NAME)
 BATCH = 4
 
 
