@@ -183,6 +183,15 @@ def test_another_version_of_the_model_is_refused(versions: tuple[int, ...], tmp_
         caption(items_of(write_photos(tmp_path, 2)), SERVER)
 
 
+def test_an_answer_of_another_version_is_refused_though_the_server_says_the_first(
+    tmp_path: Path,
+) -> None:
+    """One of several replicas, or a server that changed its model and changed it back."""
+    World.answers_tell = VERSION + 1
+    with pytest.raises(InvalidInput, match="version 4 answers, expected fake version 3"):
+        caption(items_of(write_photos(tmp_path, 2)), SERVER)
+
+
 def test_the_model_is_loaded_once_a_process() -> None:
     clients = Clients(IN_PROCESS, connect_fake)
     held = clients.load()
