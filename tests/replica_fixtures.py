@@ -4,12 +4,13 @@ They need no SavedModel. A caption is "TAG: the image's bytes", so that an answe
 replica gave it and which image it belongs to.
 """
 
+import contextlib
 import datetime
 import ipaddress
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import tensorflow as tf
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
@@ -74,6 +75,72 @@ def make_certificate(file: Path, names: list[str], addresses: list[str]) -> Cert
     )
 
 
+class Health(health_pb2_grpc.HealthServicer):
+    """Says of the server what it is told to say.
+
+    The library's own HealthServicer holds a lock while it sends the first answer to a watch: with
+    a client that hangs up at that moment, the whole server stands still for ever.
+    """
+
+    def __init__(self, status: Any) -> None:
+        self._status = status
+        self._changed = threading.Condition()
+
+    def be(self, status: Any) -> None:
+        """Changes what is said; everybody who watches hears of it."""
+        with self._changed:
+            self._status = status
+            self._changed.notify_all()
+
+    def Watch(self, request: Any, context: Any) -> Iterator[Any]:  # noqa: N802, ARG002
+        """What is said now, and whenever it changes; takes a thread until the client leaves."""
+        context.add_callback(lambda: self.be(self._status))
+        told = None
+        while context.is_active():
+            with self._changed:
+                while self._status == told and context.is_active():
+                    self._changed.wait()
+                told = self._status
+            yield health_pb2.HealthCheckResponse(status=told)
+
+
+class Proxy:
+    """Passes bytes between a client and a replica until it is killed, as a machine dies.
+
+    Attributes:
+      address: HOST:PORT to connect to.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._sockets: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def kill(self) -> None:
+        """Ends every connection without a word, and takes no other."""
+        for one in [self._listener, *self._sockets]:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(("127.0.0.1", self._port))
+                self._sockets += [near, far]
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
+
+    @staticmethod
+    def _pass_on(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+
+
 class Replica(
     prediction_service_pb2_grpc.PredictionServiceServicer,
     model_service_pb2_grpc.ModelServiceServicer,
@@ -116,18 +183,13 @@ class Replica(
         self.before: Callable[[list[bytes]], object] = len
         self.images = self.asked = 0
         self._counting = threading.Lock()
-        self._health = None
-        self._pool = ThreadPoolExecutor(2)
+        self._health = Health(SERVING if healthy else NOT_SERVING)
         self._server = grpc.server(
-            ThreadPoolExecutor(8), options=(("grpc.so_reuseport", 0), *options)
+            ThreadPoolExecutor(32), options=(("grpc.so_reuseport", 0), *options)
         )
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(self, self._server)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(self, self._server)
         if healthy is not None:
-            self._health = health.HealthServicer(
-                experimental_non_blocking=True, experimental_thread_pool=self._pool
-            )
-            self.be(SERVING if healthy else NOT_SERVING)
             health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if tls is None:
             bound = self._server.add_insecure_port(f"{host}:{port}")
@@ -144,12 +206,10 @@ class Replica(
     def stop(self) -> None:
         """Hangs up on every call."""
         self._server.stop(None).wait()
-        self._pool.shutdown()
 
     def be(self, status: Any) -> None:
         """Changes what the health service says."""
-        assert self._health is not None
-        self._health.set("", status)
+        self._health.be(status)
 
     def Predict(self, request: Any, context: Any) -> Any:  # noqa: N802
         self._check(request, context)
@@ -224,7 +284,7 @@ def caption_of(tag: str, image: bytes) -> str:
     return f"{tag}: {image.decode()}"
 
 
-@contextmanager
+@contextlib.contextmanager
 def running(*replicas: Replica) -> Iterator[str]:
     """Starts replicas; yields their addresses as --server takes them."""
     for replica in replicas:

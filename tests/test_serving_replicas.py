@@ -29,6 +29,7 @@ from tests.replica_fixtures import (
     NOT_SERVING,
     SERVING,
     Certificate,
+    Proxy,
     Replica,
     State,
     caption_of,
@@ -103,16 +104,18 @@ def test_ipv6_in_brackets_beside_ipv4() -> None:
 
 def test_a_replica_that_dies_fails_no_request() -> None:
     a, b = Replica("a"), Replica("b")
+    proxy = Proxy(a.port)
     failing = threading.Event()
 
     def die(_: list[bytes]) -> None:
-        if not failing.is_set():
-            failing.set()
-            threading.Thread(target=a.stop).start()
-            # The call under way is hung up on.
-            threading.Event().wait(0.2)
+        # Its client is waiting for the answer to this very call.
+        failing.set()
+        proxy.kill()
 
-    with running(a, b) as server, connect(model=None, server=server, wait_s=LONG_S) as client:
+    with (
+        running(a, b),
+        connect(model=None, server=f"{proxy.address},{b.address}", wait_s=LONG_S) as client,
+    ):
         until(client, lambda found: found == {"a", "b"})
         a.before = die
         images = [str(number).encode() for number in range(200)]
