@@ -247,9 +247,7 @@ def connect_to(target: Target, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Clien
 def _absence(target: Target, error: ServerUnavailable) -> ServerUnavailable:
     waited = f"({error}) after {target.wait_s:g} s; "
     if isinstance(error, NotReady):
-        return NotReady(
-            f"the server at {target.server} is not ready {waited}wait longer with --wait_s"
-        )
+        return NotReady(f"no model yet at {target.server} {waited}wait longer with --wait_s")
     return ServerUnavailable(
         f"no server at {target.server} {waited}start one with `captionbeam serve --model "
         f"MODELS/{target.model_name}`, wait longer with --wait_s, or use --model"

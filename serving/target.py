@@ -40,6 +40,12 @@ class Target:
                 f"{'neither' if self.model is None else 'both'} of --model and --server given; "
                 "expected one: --model MODELS/NAME or --server HOST:PORT"
             )
+        for name in ("version_label", "tls_ca"):
+            if self.server is None and getattr(self, name) is not None:
+                raise InvalidInput(
+                    f"--{name} {getattr(self, name)}: without --server, which alone has it; "
+                    "leave it out"
+                )
         if not 0 < self.wait_s < math.inf:
             raise InvalidInput(f"--wait_s {self.wait_s:g}: expected seconds, more than 0")
         if self.tls_name is not None and self.tls_ca is None:

@@ -184,7 +184,7 @@ class GrpcTransport:
         states = ", ".join(
             f"version {version} {_State.Name(state)}" for version, state in sorted(found.items())
         )
-        return ModelLoading(f"model {self._name} is loading: {states}")
+        return ModelLoading(f"model {self._name} is not ready: {states}")
 
 
 def _failed(error: grpc.RpcError) -> CallFailed:

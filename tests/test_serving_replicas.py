@@ -59,10 +59,11 @@ def until(client: Client, wanted: Callable[[set[str]], bool]) -> set[str]:
 
     A channel connects to its replicas, and hears of their health, one after the other.
     """
-    for _ in range(10_000):
+    for _ in range(1_000):
         found = set(tags(client, 4))
         if wanted(found):
             return found
+        time.sleep(0.01)
     raise AssertionError(f"still {found}")
 
 
@@ -288,8 +289,8 @@ def test_a_model_that_stays_loading_is_said_to() -> None:
     with running(replica) as server, pytest.raises(NotReady) as caught:
         connect(model=None, server=server, wait_s=0.3)
     assert str(caught.value) == (
-        f"the server at {server} is not ready (model captioner is loading: version 2 END, "
-        "version 3 LOADING) after 0.3 s; wait longer with --wait_s"
+        f"no model yet at {server} (model captioner is not ready: version 2 END, version 3 "
+        "LOADING) after 0.3 s; wait longer with --wait_s"
     )
 
 
@@ -455,5 +456,9 @@ def test_a_target_out_of_range_is_refused() -> None:
     for seconds in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(InvalidInput, match=r"--wait_s .*: expected seconds, more than 0"):
             Target(None, "localhost:8500", wait_s=seconds)
+    with pytest.raises(InvalidInput, match="--version_label a: without --server"):
+        Target("models/captioner", None, version_label="a")
+    with pytest.raises(InvalidInput, match="--tls_ca a: without --server"):
+        Target("models/captioner", None, tls_ca="a")
     with pytest.raises(InvalidInput, match="--tls_name a: without --tls_ca"):
         Target(None, "localhost:8500", tls_name="a")
