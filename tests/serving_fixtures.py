@@ -16,9 +16,8 @@ import tensorflow as tf
 from serving import contract
 from serving.answers import Answer
 from serving.errors import CallFailed
-from serving.loaded_model import LoadedModel
 from serving.metadata import ModelMetadata
-from serving.server import Server
+from serving.server import Server, ServerSettings
 
 TOKENS = 4
 CELLS = 6
@@ -103,10 +102,14 @@ def tiny_caption(image: bytes) -> str:
     return f"size {len(image)} hash {digest}"
 
 
+def _quiet(line: str) -> None:
+    """Takes a log line."""
+
+
 @contextlib.contextmanager
-def running_server(model: LoadedModel, name: str | None = None) -> Iterator[Server]:
-    """A real server on a free loopback port."""
-    server = Server(model, name=name, host="127.0.0.1", port=0)
+def running_server(model_dir: Path, name: str | None = None, **settings: Any) -> Iterator[Server]:
+    """A real server on free loopback ports."""
+    server = Server(model_dir, ServerSettings(name=name, **settings), log=_quiet)
     server.start()
     try:
         yield server

@@ -17,7 +17,6 @@ from model.image_bytes import canonicalise
 from pipelines.image_files import read_image_file
 from serving import caption
 from serving.client import connect
-from serving.loaded_model import LoadedModel
 from tests.replica_fixtures import Replica, make_certificate, running
 from tests.serving_fixtures import CELLS, running_server, save_tiny_model, tiny_caption
 
@@ -48,7 +47,7 @@ def test_captions_through_the_model_and_through_a_server(
     wanted = [f"{path}: {expected(path)}" for path in images]
     assert captionbeam.main(["caption", *images, f"--model={model_dir}"]) == 0
     assert capsys.readouterr().out.splitlines() == wanted
-    with running_server(LoadedModel(model_dir), name="other") as server:
+    with running_server(model_dir, name="other") as server:
         arguments = ["caption", *images, f"--server={server.address}", "--model_name=other"]
         assert captionbeam.main(arguments) == 0
         assert capsys.readouterr().out.splitlines() == wanted

@@ -14,7 +14,7 @@ import pytest
 from model.errors import InvalidInput, ItemFailure, Reason
 from serving import channel
 from serving.channel import CHANNEL_OPTIONS
-from serving.client import Client, connect, connect_to
+from serving.client import Client, _absence, connect, connect_to
 from serving.errors import (
     AnswerTooLarge,
     ModelMismatch,
@@ -286,9 +286,11 @@ def test_a_model_that_is_not_there_fails_at_once(states: dict[int, Any], label: 
 def test_a_model_that_stays_loading_is_said_to() -> None:
     replica = Replica("a")
     replica.states = {3: State.LOADING, 2: State.END}
-    with running(replica) as server, pytest.raises(NotReady) as caught:
-        connect(model=None, server=server, wait_s=0.3)
-    assert str(caught.value) == (
+    with running(replica) as server:
+        target = Target(None, server, wait_s=0.3)
+        with waiting(FakeTime(), [], target) as client, pytest.raises(NotReady) as caught:
+            client.check()
+    assert str(_absence(target, caught.value)) == (
         f"no model yet at {server} (model captioner is not ready: version 2 END, version 3 "
         "LOADING) after 0.3 s; wait longer with --wait_s"
     )
@@ -412,17 +414,18 @@ def test_a_certificate_of_another_name_or_authority_is_refused(
     replica = Replica("a", tls=certificate)
     with running(replica) as server:
         for target, why in (
-            (Target(None, server, wait_s=0.5, tls_ca=str(other.file)), "CERTIFICATE_VERIFY_FAILED"),
+            (Target(None, server, tls_ca=str(other.file)), "CERTIFICATE_VERIFY_FAILED"),
             (
-                Target(
-                    None, server, wait_s=0.5, tls_ca=str(certificate.file), tls_name="b.example"
-                ),
+                Target(None, server, tls_ca=str(certificate.file), tls_name="b.example"),
                 "Hostname Verification Check failed",
             ),
-            (Target(None, server, wait_s=0.5), "UNAVAILABLE"),
+            (Target(None, server), "UNAVAILABLE"),
         ):
-            with pytest.raises(ServerUnavailable, match=why):
-                connect_to(target)
+            with (
+                waiting(FakeTime(), [], target) as client,
+                pytest.raises(ServerUnavailable, match=why),
+            ):
+                client.check()
     assert replica.asked == 0
 
 
