@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from serving import contract
+from serving.answers import Answer
 from serving.errors import CallFailed
 from serving.metadata import ModelMetadata
 from serving.server import Server, ServerSettings
@@ -156,14 +157,13 @@ class ScriptedTransport:
         self.metadata_calls = 0
         self.closed = False
 
-    def predict(
-        self, signature: str, image_bytes: Sequence[bytes], timeout_s: float
-    ) -> dict[str, np.ndarray]:
+    def predict(self, signature: str, image_bytes: Sequence[bytes], timeout_s: float) -> Answer:
         self.calls.append((signature, list(image_bytes), timeout_s))
         self._takes()
         if self._failures:
             raise self._failures.pop(0)
-        return self._edit(self._inner.predict(signature, image_bytes, timeout_s))
+        answer = self._inner.predict(signature, image_bytes, timeout_s)
+        return Answer(self._edit(answer.outputs), answer.version)
 
     def metadata(self, timeout_s: float) -> ModelMetadata:
         self.metadata_calls += 1

@@ -17,7 +17,9 @@ import pytest
 
 from model.errors import CaptionbeamError
 from serving import contract
-from serving.client import Client, RequestLimits, connect
+from serving.answers import Answer
+from serving.batches import RequestLimits
+from serving.client import Client, Target, connect
 from serving.errors import CallFailed, ServerError, ServerUnavailable
 from serving.metadata import ModelMetadata, Signature, TensorSpec
 from serving.retry import Clock, Retries
@@ -159,7 +161,7 @@ def pythie(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GrpcTransport]:
     """Our transport to a pythie-serving that takes inputs of shape [N], and any number of calls."""
     place = tmp_path_factory.mktemp("rows")
     with pythie_serving(place, NAME, "--maximum-concurrent-rpcs=-1") as address:
-        transport = GrpcTransport(address, NAME)
+        transport = GrpcTransport(Target(None, address, NAME))
         yield transport
         transport.close()
 
@@ -168,7 +170,7 @@ def pythie(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GrpcTransport]:
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GrpcTransport]:
     """As `pythie`, with one call at a time: its default."""
     with pythie_serving(tmp_path_factory.mktemp("narrow"), NAME) as address:
-        transport = GrpcTransport(address, NAME)
+        transport = GrpcTransport(Target(None, address, NAME))
         yield transport
         transport.close()
 
@@ -192,19 +194,19 @@ class Completed:
         self._inner = inner
         self.calls: list[int] = []
 
-    def predict(
-        self, signature: str, image_bytes: Sequence[bytes], timeout_s: float
-    ) -> dict[str, np.ndarray]:
+    def predict(self, signature: str, image_bytes: Sequence[bytes], timeout_s: float) -> Answer:
         self.calls.append(len(image_bytes))
-        predictions = self._inner.predict(signature, image_bytes, timeout_s)["predictions"]
+        answer = self._inner.predict(signature, image_bytes, timeout_s)
+        predictions = answer.outputs["predictions"]
         zeros = np.zeros([len(predictions), 1], np.int32)
-        return {
+        outputs = {
             contract.STATUS: zeros[:, 0],
             contract.CAPTION: predictions[:, 0],
             contract.LOG_PROB: zeros[:, 0].astype(np.float32),
             contract.TOKEN_IDS: zeros,
             contract.LENGTH: zeros[:, 0],
         }
+        return Answer(outputs, answer.version)
 
     def metadata(self, timeout_s: float) -> ModelMetadata:  # noqa: ARG002
         signatures = {
@@ -228,7 +230,7 @@ def _specs(tensors: Any) -> dict[str, TensorSpec]:
 def test_pythie_serving_answers_our_transport(pythie: GrpcTransport, count: int) -> None:
     # Zeros at an end and bytes that are no text arrive as they are.
     images = [b"\xff\xd8\0 %d \0\0" % number for number in range(count)]
-    outputs = pythie.predict(contract.SERVING_DEFAULT, images, TIMEOUT_S)
+    outputs = pythie.predict(contract.SERVING_DEFAULT, images, TIMEOUT_S).outputs
     assert list(outputs) == ["predictions"]
     assert outputs["predictions"].tolist() == [[pythie_caption(image)] for image in images]
 
@@ -323,13 +325,14 @@ def test_more_than_4_mib_goes_in_several_requests(pythie: GrpcTransport) -> None
 def test_a_request_over_the_servers_limit_is_named(pythie: GrpcTransport) -> None:
     with pytest.raises(CallFailed) as caught:
         pythie.predict(contract.SERVING_DEFAULT, [bytes(PYTHIE_MAX_BYTES)], TIMEOUT_S)
-    assert caught.value.code == "RESOURCE_EXHAUSTED"
+    # Refused, not to be waited for: gRPC's own code is RESOURCE_EXHAUSTED.
+    assert caught.value.code == "INVALID_ARGUMENT"
     assert re.search(rf"larger than max \(\d+ vs\. {PYTHIE_MAX_BYTES}\)", str(caught.value))
 
 
 def test_stock_pythie_serving_refuses_our_shape_and_names(stock: str) -> None:
     """It wants [N, 1]; TensorFlow Serving takes the shape of the model's signature, [N]."""
-    shape, name = GrpcTransport(stock, NAME), GrpcTransport(stock, "absent")
+    shape, name = (GrpcTransport(Target(None, stock, name)) for name in (NAME, "absent"))
     said = {}
     for transport in (shape, name):
         with pytest.raises(CallFailed) as caught:
