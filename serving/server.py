@@ -41,6 +41,8 @@ from serving.versions import Versions, Watcher
 STOP_GRACE_S = 30.0
 # Status, metadata and health are answered even when every image that may wait is one request's.
 _SPARE_CALLS = 64
+# One a client process, for as long as it is connected.
+_MAX_WATCHES = 1000
 _SERVICES = (
     prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name,
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
@@ -136,7 +138,13 @@ class Server:
         self.versions = Versions(source, self.name, load, labels, self._log)
         self._monitor = Monitor()
         service = Service(self.versions, batching.capacity, self._monitor)
-        self._health = health.HealthServicer()
+        # Its other way of answering Watch holds a lock while it sends, and deadlocks the server
+        # with a client that hangs up at that moment (grpcio-health-checking 1.81). The library
+        # keeps the pool on its class, so it is never shut down.
+        self._health = health.HealthServicer(
+            experimental_non_blocking=False,
+            experimental_thread_pool=ThreadPoolExecutor(_MAX_WATCHES, "health"),
+        )
         self._watcher = Watcher(self.versions, self._tell_health)
         most = batching.capacity + _SPARE_CALLS
         self._grpc = self._grpc_server(GrpcApi(service), most, settings)
@@ -186,7 +194,7 @@ class Server:
     def _grpc_server(self, api: GrpcApi, max_calls: int, settings: ServerSettings) -> grpc.Server:
         server = grpc.server(
             ThreadPoolExecutor(max_calls, thread_name_prefix="grpc"),
-            maximum_concurrent_rpcs=max_calls,
+            maximum_concurrent_rpcs=max_calls + _MAX_WATCHES,
             options=(
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_send_message_length", settings.max_message_bytes),

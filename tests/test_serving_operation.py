@@ -113,6 +113,25 @@ def test_health_says_not_serving_while_the_server_drains(
         assert seen == ["NOT_SERVING"]
 
 
+def test_clients_that_watch_its_health_and_hang_up_do_not_stop_it(model_dir: Path) -> None:
+    # One connection each, as of clients in processes of their own.
+    alone = [("grpc.use_local_subchannel_pool", 1)]
+    with running_server(model_dir) as server, predicting(server) as stub:
+
+        def come_and_go(count: int) -> None:
+            for _ in range(count):
+                with grpc.insecure_channel(server.address, alone) as channel:
+                    asked = health_pb2.HealthCheckRequest()
+                    next(health_pb2_grpc.HealthStub(channel).Watch(asked, timeout=TIMEOUT_S))
+                with grpc.insecure_channel(server.address, alone) as channel:
+                    health_pb2_grpc.HealthStub(channel).Watch(asked, timeout=TIMEOUT_S)
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(come_and_go, [50] * 4))
+        assert caption(stub.Predict(request(b"a"), timeout=TIMEOUT_S)) == tiny_caption(b"a")
+        assert health(server) == "SERVING"
+
+
 def test_reflection_lists_the_services(model_dir: Path) -> None:
     with running_server(model_dir) as server, grpc.insecure_channel(server.address) as channel:
         database = ProtoReflectionDescriptorDatabase(channel)
