@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 PEERS := ovmsclient min_tfs_client pythie
 PEER_STAMPS := $(PEERS:%=.peers/%/.installed)
 
-.PHONY: demo test test-slow peers mutations check bench lock clean
+.PHONY: demo test test-slow peers soak mutations check bench lock clean
 
 demo: $(STAMP)
 	$(BIN)/captionbeam demo --output $(OUTPUT)
@@ -24,6 +24,10 @@ test-slow: $(STAMP)
 # Independent clients against our server, our client against an independent server.
 peers: $(STAMP) $(PEER_STAMPS)
 	CAPTIONBEAM_PEERS_REQUIRED=1 $(BIN)/python -m pytest -m peers tests/test_peers.py
+
+# Ten minutes of three times the requests that the local server can answer. Not part of CI.
+soak: $(STAMP)
+	$(BIN)/python -m benchmarks.soak
 
 # Each known trap brought back: does its test fail? Not part of CI.
 mutations: $(STAMP)
