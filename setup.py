@@ -33,7 +33,14 @@ EXTRAS_REQUIRE = {
 # What tests of the extras need: buckets are emulated on loopback.
 EXTRAS_REQUIRE["dev"] = [
     *(requirement for requirements in EXTRAS_REQUIRE.values() for requirement in requirements),
-    *("pytest>=8", "pytest-xdist>=3", "hypothesis>=6.130", "ruff>=0.13", "mypy>=1.18", "types-requests"),
+    *(
+        "pytest>=8",
+        "pytest-xdist>=3",
+        "hypothesis>=6.130",
+        "ruff>=0.13",
+        "mypy>=1.18",
+        "types-requests",
+    ),
     *("moto[s3,server]>=5", "gcp-storage-emulator>=2026.7"),
 ]
 
