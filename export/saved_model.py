@@ -1,5 +1,6 @@
 """Writes a version: a SavedModel that TensorFlow Serving loads as is, with its warm-up."""
 
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -46,12 +47,18 @@ def publish(
         except tf.errors.OpError as error:
             # TensorFlow's own writers met a full disk.
             raise InvalidInput(
-                f"{name_dir}: cannot be written ({error.message.partition(chr(10))[0][:200]}), "
-                "nothing is published; make room there, or name another place"
+                f"{name_dir}: cannot be written ({_reason(error)}), nothing is published; "
+                "make room there, or name another place"
             ) from error
         verify(unpublished)
 
     return publishing.publish(name_dir, make)
+
+
+def _reason(error: tf.errors.OpError) -> str:
+    """What the system said, without TensorFlow's account of where it met it."""
+    first: str = error.message.partition("\n")[0]
+    return re.sub(r"\{\{.*?\}\}|\[Op:.*", "", first).rpartition("; ")[2].strip()[:200]
 
 
 def write(module: CaptionModule, model_dir: Path, path: Path, name: str) -> None:
