@@ -64,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # TensorFlow's start-up chatter hides our one line; a user's own setting wins.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    # gRPC tells of every server without a health service, which need not have one.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Else export's process takes a GPU's whole memory, and the one that verifies gets none.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     arguments = list(sys.argv[1:] if argv is None else argv)

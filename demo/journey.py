@@ -114,7 +114,7 @@ class Journey:
 
     def _serve(self) -> list[str]:
         model = str(self._at("models", MODEL_NAME))
-        return _command("captionbeam", "serve", "--model", model, "--port", 0)
+        return _command("captionbeam", "serve", "--model", model, "--port", 0, "--rest_port", 0)
 
     def _bulk_directory(self, world: World, server: str) -> dict[str, Any]:
         """All held-out pictures, and three files that are none."""

@@ -12,8 +12,8 @@ from google.protobuf import text_format  # type: ignore[import-untyped]
 from tensorflow_serving.config import model_server_config_pb2
 
 from model.errors import InvalidInput
+from serving.labels import MODELS_CONFIG
 
-MODELS_CONFIG = "models.config"
 STABLE, CANARY = "stable", "canary"
 # Where the tensorflow/serving image expects MODELS to be mounted.
 CONTAINER_ROOT = "/models"

@@ -7,20 +7,18 @@ and are the operators' from then on: delete one to have it written anew.
 import json
 from urllib.parse import quote
 
-from export.models_config import CONTAINER_ROOT, MODELS_CONFIG
-from serving.contract import GRPC_PORT
+from export.models_config import CONTAINER_ROOT
+from serving.batching_parameters import BATCHING_FILE, BatchingParameters
+from serving.contract import GRPC_PORT, REST_PORT
+from serving.labels import MODELS_CONFIG
 
-BATCHING_FILE = "batching_parameters.txt"
 MONITORING_FILE = "monitoring.config"
 SSL_EXAMPLE_FILE = "ssl.config.example"
 COMPOSE_FILE = "docker-compose.yml"
-# The last is the largest batch that the server forms.
-BATCH_SIZES = (1, 2, 4, 8, 16, 32)
-# Batches that wait, of the largest size: 256 images, some seconds' work of two cores.
-_ENQUEUED_BATCHES = 8
+_BATCHING = BatchingParameters()
+BATCH_SIZES = _BATCHING.allowed_batch_sizes
 
 IMAGE = "tensorflow/serving:2.20.0"
-REST_PORT = 8501
 FLAGS = (
     f"--port={GRPC_PORT}",
     f"--rest_api_port={REST_PORT}",
@@ -42,23 +40,13 @@ def once_written(name: str) -> dict[str, str]:
       name: of the model whose state is the container's health.
     """
     return {
-        BATCHING_FILE: _batching(),
+        BATCHING_FILE: _BATCHING.to_text(),
         MONITORING_FILE: (
             'prometheus_config { enable: true path: "/monitoring/prometheus/metrics" }\n'
         ),
         SSL_EXAMPLE_FILE: _SSL_EXAMPLE,
         COMPOSE_FILE: _compose(name),
     }
-
-
-def _batching() -> str:
-    sizes = "".join(f"allowed_batch_sizes: {size}\n" for size in BATCH_SIZES)
-    return (
-        f"max_batch_size {{ value: {BATCH_SIZES[-1]} }}\n"
-        "batch_timeout_micros { value: 5000 }\n"
-        f"max_enqueued_batches {{ value: {_ENQUEUED_BATCHES} }}\n"
-        "num_batch_threads { value: 2 }\n" + sizes
-    )
 
 
 # Fields of SSLConfig in tensorflow_serving/config/ssl_config.proto: the PEM text itself.

@@ -60,11 +60,10 @@ def run(args: argparse.Namespace) -> int:
         args.max_failure_rate,
     )
     columns = _columns(args)
-    model_name = flags.model_name(args)
+    target = flags.target(args)
     import_tensorflow()
-    from pipelines.captioning import Clients, Target
+    from pipelines.captioning import Clients
 
-    target = Target(args.model, args.server, model_name)
     ledger = caption_all(args.input, columns, Clients(target), config, args.beam_args)
     output = args.output.rstrip("/")
     print(f"{ledger}\ncaptions: {output}/{CAPTIONS_FILE.format(name='*')}")

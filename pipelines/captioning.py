@@ -25,7 +25,7 @@ from pipelines.jobs import Item
 from pipelines.manifests import scheme
 from pipelines.read_ahead import batches, read_ahead
 from pipelines.sink import Sink
-from serving.client import CaptionResult, Client, connect
+from serving.client import CaptionResult, Client, Target, connect_to
 
 # Enough to hide the latency of a web server; decoding leaves Python's lock.
 _READ_THREADS = 16
@@ -36,27 +36,7 @@ _BATCHES_AHEAD = 2
 _CALLS = 2
 
 
-@dataclass(frozen=True)
-class Target:
-    """Where captions come from: exactly one of model and server.
-
-    Attributes:
-      model: MODELS/NAME or MODELS/NAME/VERSION to run in this process.
-      server: HOST:PORT.
-      name: what the server calls its model.
-    """
-
-    model: str | None
-    server: str | None
-    name: str
-
-
 Connect: TypeAlias = Callable[[Target], Client]
-
-
-def connect_to(target: Target) -> Client:
-    """The client for a target; raises as `serving.client.connect`."""
-    return connect(model=target.model, server=target.server, model_name=target.name)
 
 
 class Clients:
@@ -80,7 +60,7 @@ class Clients:
 
     @contextmanager
     def open(self) -> Iterator[Client]:
-        """A client that has answered; raises as `serving.client.connect`."""
+        """A client that has answered; raises as `serving.client.connect_to`."""
         loaded = self.load()
         if loaded is not None:
             yield loaded
@@ -162,23 +142,28 @@ class CaptionShard:
                         sink.fail(item, outcome)
                     else:
                         sink.write(storage.json_line(self._row(item, *outcome)))
-        # A server that changed its model while it answered has mixed two versions.
+        # Every answer tells its version to `_row`, except those of a server that never does.
         with self._client():
             pass
 
     @contextmanager
     def _client(self) -> Iterator[Client]:
-        wanted = (self._settings.model_name, self._settings.model_version)
         with self._clients.open() as client:
-            if client.model != wanted:
-                raise InvalidInput(
-                    f"model {client.model[0]} version {client.model[1]} answers, expected "
-                    f"{wanted[0]} version {wanted[1]} as at the start; serve that version again "
-                    "and repeat the command, or take another --output"
-                )
+            self._check_model(*client.model)
             yield client
 
+    def _check_model(self, name: str, version: int) -> None:
+        wanted = (self._settings.model_name, self._settings.model_version)
+        if (name, version) != wanted:
+            raise InvalidInput(
+                f"model {name} version {version} answers, expected {wanted[0]} version "
+                f"{wanted[1]} as at the start; serve that version again, on every replica, and "
+                "repeat the command, or take another --output"
+            )
+
     def _row(self, item: Item, image: _Image, result: CaptionResult) -> dict[str, object]:
+        # The server may have changed its model, and replicas may differ.
+        self._check_model(self._settings.model_name, result.model_version)
         return {
             "key": item["key"],
             "source": item["source"],
@@ -188,7 +173,7 @@ class CaptionShard:
             "width": image.canonical.width,
             "height": image.canonical.height,
             "model": self._settings.model_name,
-            "model_version": self._settings.model_version,
+            "model_version": result.model_version,
         }
 
 

@@ -30,6 +30,32 @@ _FAILURES: Mapping[int, tuple[Reason, str]] = {
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What a model answers to N images.
+
+    Attributes:
+      outputs: by name; strings as object arrays of bytes.
+      version: of the model that answered; None where a server does not tell.
+    """
+
+    outputs: Mapping[str, np.ndarray]
+    version: int | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """The part of an answer that belongs to one image.
+
+    Attributes:
+      tensors: the outputs of the contract, without their dimension 0.
+      version: of the model that answered.
+    """
+
+    tensors: Mapping[str, np.ndarray]
+    version: int
+
+
+@dataclass(frozen=True)
 class CaptionResult:
     """The best caption of an image.
 
@@ -38,12 +64,14 @@ class CaptionResult:
       log_prob: natural logarithm of its probability.
       token_ids: vocabulary ids, `length` of them.
       length: number of tokens.
+      model_version: version of the model whose caption it is.
     """
 
     caption: str
     log_prob: float
     token_ids: tuple[int, ...]
     length: int
+    model_version: int
 
 
 @dataclass(frozen=True)
@@ -72,16 +100,20 @@ class Hypothesis:
     log_prob: float
 
 
-def rows(
-    signature: str, outputs: Mapping[str, np.ndarray], count: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Cuts an answer into one mapping for each of `count` images.
+def rows(signature: str, answer: Answer, count: int, version: int) -> Iterator[Row]:
+    """Cuts an answer into one row for each of `count` images.
+
+    Args:
+      signature: what was asked for.
+      answer: of the model.
+      count: images sent.
+      version: of the model, for an answer that does not tell its own.
 
     Raises:
       ServerError: an output of the contract is missing, or has not `count` rows, so that
         nobody can tell which row belongs to which image.
     """
-    names = contract.OUTPUTS[signature]
+    names, outputs = contract.OUTPUTS[signature], answer.outputs
     for name, tensor in names.items():
         if name not in outputs:
             raise ServerError(f"the answer to {signature} has no {name}; expected {list(names)}")
@@ -91,13 +123,14 @@ def rows(
                 f"{signature} answered {name} of shape {list(shape)} to {count} images; "
                 f"expected [{','.join((str(count), *tensor.dims[1:]))}]; nothing of it is used"
             )
+    told = version if answer.version is None else answer.version
     for row in range(count):
-        yield {name: outputs[name][row] for name in names}
+        yield Row({name: outputs[name][row] for name in names}, told)
 
 
-def failure(row: Mapping[str, np.ndarray]) -> ItemFailure | None:
+def failure(row: Row) -> ItemFailure | None:
     """Why the model has no caption for an image; None where it has one."""
-    status = int(row[contract.STATUS])
+    status = int(row.tensors[contract.STATUS])
     if status == Status.OK:
         return None
     unknown = (
@@ -108,18 +141,20 @@ def failure(row: Mapping[str, np.ndarray]) -> ItemFailure | None:
     return ItemFailure(reason, f"the model's own check: {why}")
 
 
-def caption_result(row: Mapping[str, np.ndarray]) -> CaptionResult:
+def caption_result(row: Row) -> CaptionResult:
     """A row of `serving_default`."""
-    length = int(row[contract.LENGTH])
+    tensors = row.tensors
+    length = int(tensors[contract.LENGTH])
     return CaptionResult(
-        _text(row[contract.CAPTION]),
-        float(row[contract.LOG_PROB]),
-        tuple(int(token) for token in row[contract.TOKEN_IDS][:length]),
+        _text(tensors[contract.CAPTION]),
+        float(tensors[contract.LOG_PROB]),
+        tuple(int(token) for token in tensors[contract.TOKEN_IDS][:length]),
         length,
+        row.version,
     )
 
 
-def explained(row: Mapping[str, np.ndarray]) -> Explained:
+def explained(row: Row) -> Explained:
     """A row of `explain`."""
     best = caption_result(row)
     return Explained(
@@ -127,17 +162,18 @@ def explained(row: Mapping[str, np.ndarray]) -> Explained:
         best.log_prob,
         best.token_ids,
         best.length,
-        _texts(row[contract.WORDS][: best.length]),
-        row[contract.ATTENTION][: best.length],
+        best.model_version,
+        _texts(row.tensors[contract.WORDS][: best.length]),
+        row.tensors[contract.ATTENTION][: best.length],
     )
 
 
-def hypotheses(row: Mapping[str, np.ndarray]) -> list[Hypothesis]:
+def hypotheses(row: Row) -> list[Hypothesis]:
     """A row of `nbest`, best first."""
     return [
         Hypothesis(caption, float(log_prob))
         for caption, log_prob in zip(
-            _texts(row[contract.CAPTIONS]), row[contract.LOG_PROBS], strict=True
+            _texts(row.tensors[contract.CAPTIONS]), row.tensors[contract.LOG_PROBS], strict=True
         )
     ]
 

@@ -44,15 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Captions every image; 1 if one failed. Raises CaptionbeamError for model or server."""
-    model_name = flags.model_name(args)
+    target = flags.target(args)
     import_tensorflow()
-    from serving.client import connect
+    from serving.client import connect_to
 
     pictures = _Pictures(args.explain) if args.explain else None
     report = _print_json if args.json else _print_text
     failed = 0
     with (
-        connect(model=args.model, server=args.server, model_name=model_name) as client,
+        connect_to(target) as client,
         _Reader(args.allow_private) as reader,
     ):
         for row in caption_each(args.images, client, reader, pictures):
@@ -95,14 +95,14 @@ def _caption(
     else:
         result = _found(client.explain_each([image.data])[0])
         pictures.draw(source, image.data, result)
-    name, version = client.model
+    name, _ = client.model
     return {
         "caption": result.caption,
         "log_prob": result.log_prob,
         "width": image.width,
         "height": image.height,
         "model": name,
-        "model_version": version,
+        "model_version": result.model_version,
     }
 
 

@@ -7,59 +7,36 @@
 An answer has exactly one result for each image, in the order sent, or an error is raised.
 """
 
-import re
+import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Self, TypeAlias, TypeVar
-
-import numpy as np
+from typing import Self, TypeVar
 
 from model.errors import InvalidInput, ItemFailure, Reason
 from serving import answers, contract, metadata, retry
-from serving.answers import CaptionResult, Explained, Hypothesis
+from serving.answers import CaptionResult, Explained, Hypothesis, Row
+from serving.batches import RequestLimits, split
 from serving.errors import (
-    NOT_FOUND,
-    REFUSED,
-    TRANSIENT,
+    AnswerTooLarge,
     CallFailed,
     InvalidRequest,
-    ModelMismatch,
-    ServerError,
+    NotReady,
     ServerUnavailable,
+    meaning,
 )
 from serving.metadata import ModelMetadata
-from serving.retry import Clock, Retries
+from serving.retry import UNTIL_DEADLINE, Clock, Retries
+from serving.target import CONNECT_TIMEOUT_S, Target
 from serving.transport import GrpcTransport, SavedModelTransport, Transport
 
-__all__ = ["CaptionResult", "Client", "Explained", "Hypothesis", "connect"]
+__all__ = ["CaptionResult", "Client", "Explained", "Hypothesis", "Target", "connect", "connect_to"]
 
-# Long enough for a server on another continent, short enough for a person who mistyped.
-CONNECT_TIMEOUT_S = 5.0
-DEFAULT_TIMEOUT_S = 60.0
+# The first attempt gets half of it: a minute, longer than 32 images take on two cores.
+DEFAULT_TIMEOUT_S = 120.0
 
 _Answer = TypeVar("_Answer")
-_Row: TypeAlias = Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class RequestLimits:
-    """How much goes into one request; a larger image goes alone.
-
-    Attributes:
-      images: images at most, at least 1.
-      image_bytes: their bytes in all, below the server's message limit.
-    """
-
-    images: int = 32
-    image_bytes: int = 16 * 2**20
-
-    def __post_init__(self) -> None:
-        """Checks the ranges."""
-        if self.images < 1 or self.image_bytes < 1:
-            raise InvalidInput(f"{self}: expected 1 or more of each")
 
 
 class Client:
@@ -115,20 +92,32 @@ class Client:
 
     @property
     def model(self) -> tuple[str, int]:
-        """Name and version of the model that answers; raises as `check`."""
+        """Name and version of the model that was checked; raises as `check`.
+
+        A server may change its model later, and replicas may differ: what answered is the
+        `model_version` of each result.
+        """
         found = self.check()
         return found.name, found.version
 
-    def check(self, timeout_s: float | None = None) -> ModelMetadata:
+    def check(self, wait_s: float | None = None) -> ModelMetadata:
         """Asks the model what it is, once; later calls repeat the answer.
 
+        Args:
+          wait_s: seconds to keep asking while nobody listens or the model is loading; by
+            default it is asked like any other request.
+
         Raises:
-          ServerUnavailable: nobody answers.
+          ServerUnavailable: nobody answers, or (NotReady) the model is still loading.
           ModelMismatch: the server has no such model, or it is not ours.
         """
         with self._checking:
             if self._metadata is None:
-                found = self._call(self._transport.metadata, timeout_s or self._timeout_s)
+                found = (
+                    self._call(self._transport.metadata, self._timeout_s)
+                    if wait_s is None
+                    else self._call(self._transport.metadata, wait_s, UNTIL_DEADLINE)
+                )
                 metadata.check(found)
                 self._metadata = found
             return self._metadata
@@ -161,38 +150,46 @@ class Client:
         return list(self._each(contract.EXPLAIN, answers.explained, images))
 
     def _each(
-        self, signature: str, read: Callable[[_Row], _Answer], images: Sequence[bytes]
+        self, signature: str, read: Callable[[Row], _Answer], images: Sequence[bytes]
     ) -> Iterator[_Answer | ItemFailure]:
         self.check()
-        for batch in _split(images, self._limits):
+        for batch in split(images, self._limits):
             for row in self._rows(signature, batch, self._clock.now_s() + self._timeout_s):
                 yield row if isinstance(row, ItemFailure) else read(row)
 
     def _rows(
         self, signature: str, images: Sequence[bytes], deadline_s: float
-    ) -> Iterator[_Row | ItemFailure]:
+    ) -> Iterator[Row | ItemFailure]:
         """One request's rows; of a request that is refused as a whole, those of its halves."""
         predict = partial(self._transport.predict, signature, images)
         try:
-            outputs = self._call(predict, deadline_s - self._clock.now_s())
-        except InvalidRequest as error:
+            answer = self._call(predict, deadline_s - self._clock.now_s())
+        except (InvalidRequest, AnswerTooLarge) as error:
             if len(images) == 1:
+                # A limit that the server's operator or ours must raise is no image's fault.
+                if isinstance(error, AnswerTooLarge):
+                    raise
                 yield ItemFailure(Reason.MODEL_ERROR, str(error))
                 return
             half = len(images) // 2
             for part in (images[:half], images[half:]):
                 yield from self._rows(signature, part, deadline_s)
             return
-        for row in answers.rows(signature, outputs, len(images)):
+        version = self.check().version
+        for row in answers.rows(signature, answer, len(images), version):
             yield answers.failure(row) or row
 
-    def _call(self, attempt: Callable[[float], _Answer], timeout_s: float) -> _Answer:
+    def _call(
+        self,
+        attempt: Callable[[float], _Answer],
+        timeout_s: float,
+        retries: Retries | None = None,
+    ) -> _Answer:
+        retries = retries or self._retries
         try:
-            return retry.call(
-                attempt, timeout_s=timeout_s, retries=self._retries, clock=self._clock
-            )
+            return retry.call(attempt, timeout_s=timeout_s, retries=retries, clock=self._clock)
         except CallFailed as error:
-            raise _meaning(error) from error
+            raise meaning(error) from error
 
 
 def connect(
@@ -201,49 +198,60 @@ def connect(
     server: str | None,
     model_name: str = contract.DEFAULT_MODEL_NAME,
     timeout_s: float = DEFAULT_TIMEOUT_S,
+    wait_s: float = CONNECT_TIMEOUT_S,
 ) -> Client:
-    """A client for `--model MODELS/NAME` (in this process) or `--server HOST:PORT`.
-
-    The model has answered and is ours when this returns.
+    """A client for `--model MODELS/NAME` (in this process) or `--server HOST:PORT[,…]`.
 
     Args:
       model: MODELS/NAME or MODELS/NAME/VERSION, or None.
-      server: HOST:PORT, or None.
+      server: addresses, or None.
       model_name: name under which the server knows the model.
-      timeout_s: seconds for each later request.
+      timeout_s: as `connect_to`.
+      wait_s: seconds to keep asking while nobody listens or the model is loading.
 
     Raises:
-      InvalidInput: not exactly one of the two is given, or it cannot be used.
-      ServerUnavailable: nobody answers at the address within CONNECT_TIMEOUT_S.
+      InvalidInput, ServerUnavailable, ModelMismatch: as `connect_to`.
+    """
+    target = Target(model, server, model_name, wait_s)
+    return connect_to(target, timeout_s=timeout_s)
+
+
+def connect_to(target: Target, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Client:
+    """A client for a target, whose model has answered and is ours.
+
+    Args:
+      target: where captions come from.
+      timeout_s: seconds for each later request with all its attempts, at least twice of what
+        an answer takes. A model in this process is never interrupted.
+
+    Raises:
+      InvalidInput: the target cannot be used.
+      ServerUnavailable: nobody answers within its `wait_s`, or (NotReady) the model is loading.
       ModelMismatch: the model is not ours.
     """
-    if (model is None) == (server is None):
-        raise InvalidInput(
-            f"{'neither' if model is None else 'both'} of --model and --server given; "
-            "expected one: --model MODELS/NAME or --server HOST:PORT"
-        )
-    transport: Transport
-    if server is None:
-        transport = SavedModelTransport(str(model))
-    elif re.fullmatch(r"\S+:\d{1,5}", server):
-        transport = GrpcTransport(server, model_name)
+    if target.model is not None:
+        client = Client(SavedModelTransport(target.model), timeout_s=math.inf)
     else:
-        raise InvalidInput(
-            f"--server {server}: expected HOST:PORT, such as localhost:{contract.GRPC_PORT}"
-        )
-    client = Client(transport, timeout_s=timeout_s)
+        client = Client(GrpcTransport(target), timeout_s=timeout_s)
     try:
-        client.check(min(timeout_s, CONNECT_TIMEOUT_S))
+        client.check(target.wait_s)
     except ServerUnavailable as error:
         client.close()
-        raise ServerUnavailable(
-            f"no server at {server} ({error}); start one with "
-            f"`captionbeam serve --model MODELS/{model_name}`, or use --model"
-        ) from error
+        raise _absence(target, error) from error
     except BaseException:
         client.close()
         raise
     return client
+
+
+def _absence(target: Target, error: ServerUnavailable) -> ServerUnavailable:
+    waited = f"({error}) after {target.wait_s:g} s; "
+    if isinstance(error, NotReady):
+        return NotReady(f"no model yet at {target.server} {waited}wait longer with --wait_s")
+    return ServerUnavailable(
+        f"no server at {target.server} {waited}start one with `captionbeam serve --model "
+        f"MODELS/{target.model_name}`, wait longer with --wait_s, or use --model"
+    )
 
 
 def _all(results: Iterable[_Answer | ItemFailure]) -> list[_Answer]:
@@ -254,30 +262,3 @@ def _all(results: Iterable[_Answer | ItemFailure]) -> list[_Answer]:
             raise InvalidRequest(f"image {len(found) + 1}: {result.message}")
         found.append(result)
     return found
-
-
-def _split(images: Sequence[bytes], limits: RequestLimits) -> Iterator[list[bytes]]:
-    batch: list[bytes] = []
-    size = 0
-    for image in images:
-        full = len(batch) == limits.images or size + len(image) > limits.image_bytes
-        if batch and full:
-            yield batch
-            batch, size = [], 0
-        batch.append(image)
-        size += len(image)
-    if batch:
-        yield batch
-
-
-def _meaning(error: CallFailed) -> Exception:
-    """What the caller of a client can do about a failed call."""
-    if error.code in TRANSIENT:
-        return ServerUnavailable(str(error))
-    if error.code in REFUSED:
-        return InvalidRequest(error.message)
-    if error.code == NOT_FOUND:
-        return ModelMismatch(
-            f"{error.message}; expected the name that the server gives its model (--model_name)"
-        )
-    return ServerError(f"the model failed ({error})")

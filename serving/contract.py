@@ -24,6 +24,7 @@ LOG_PROBS = "log_probs"
 STATUS = "status"
 
 GRPC_PORT = 8500
+REST_PORT = 8501
 # What a model is called where nobody says otherwise: MODELS/captioner.
 DEFAULT_MODEL_NAME = "captioner"
 

@@ -1,7 +1,7 @@
 """Check what captionbeam needs on this machine; each line says what to do.
 
     captionbeam doctor
-    captionbeam doctor --server localhost:8500
+    captionbeam doctor --server localhost:8500 --wait_s 60
 
 A line is `ok`, `warn` (something works less well or not at all until you act) or `fail`
 (captionbeam cannot run); with a `fail` the exit code is 1.
@@ -21,7 +21,7 @@ from pathlib import Path
 from model.errors import CaptionbeamError
 from model.startup import import_tensorflow
 from serving import flags
-from serving.contract import DEFAULT_MODEL_NAME
+from serving.target import Target
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 
@@ -55,13 +55,15 @@ class Finding:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags."""
-    parser.add_argument("--server", metavar="HOST:PORT", help="ask this server for its model too")
-    flags.add_model_name(parser)
+    parser.add_argument(
+        "--server", metavar=flags.SERVER_METAVAR, help="ask this server for its model too"
+    )
+    flags.add_server_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints every finding; 1 if one is a `fail`."""
-    model_name = flags.model_name(args)
+    server = flags.server(args)
     checks: list[Callable[[], Iterator[Finding]]] = [
         check_python,
         check_packages,
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         check_machine,
         check_weights,
         check_java,
-        lambda: check_server(args.server, model_name),
+        lambda: check_server(server),
     ]
     failed = False
     for check in checks:
@@ -196,17 +198,17 @@ def check_java() -> Iterator[Finding]:
         yield Finding(OK, f"java for METEOR and SPICE: {first}")
 
 
-def check_server(server: str | None, model_name: str = DEFAULT_MODEL_NAME) -> Iterator[Finding]:
-    """Whether a captioner answers at HOST:PORT; nothing without an address."""
-    if server is None:
+def check_server(target: Target | None) -> Iterator[Finding]:
+    """Whether a captioner answers, if there is a server to ask."""
+    if target is None:
         yield Finding(OK, "no server asked for", "name one with --server HOST:PORT to check it")
         return
-    from serving.client import connect
+    from serving.client import connect_to
 
     try:
-        with connect(model=None, server=server, model_name=model_name) as client:
+        with connect_to(target) as client:
             name, version = client.model
     except CaptionbeamError as error:
-        yield Finding(FAIL, f"server {server}", str(error))
+        yield Finding(FAIL, f"server {target.server}", str(error))
     else:
-        yield Finding(OK, f"server {server}: {name} version {version}")
+        yield Finding(OK, f"server {target.server}: {name} version {version}")

@@ -3,24 +3,36 @@
 CaptionbeamError
   InvalidInput
     ServerUnavailable     nobody answers within the deadline: start it, or try later
+      NotReady            a server answers that its model is still loading
     ModelMismatch         a model answers that is not ours, or not of this version
   InvalidRequest          the model refuses these images; others may pass
   ServerError             the server failed, or its answer cannot be trusted
+    AnswerTooLarge        the answer is beyond a message limit; that to fewer images may not be
 CallFailed                one attempt, by gRPC status; `serving.client` turns it into the above
+  ModelLoading
+  OversizedAnswer
 """
 
 from model.errors import CaptionbeamError, InvalidInput
 
 INVALID_ARGUMENT = "INVALID_ARGUMENT"
 NOT_FOUND = "NOT_FOUND"
+DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
+UNAVAILABLE = "UNAVAILABLE"
+OUT_OF_RANGE = "OUT_OF_RANGE"
 # Statuses that may pass by themselves; all others answer the same when asked again.
-TRANSIENT = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"})
+TRANSIENT = frozenset({UNAVAILABLE, RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED})
 # Not FAILED_PRECONDITION: so TensorFlow Serving answers an unknown signature, whatever the images.
-REFUSED = frozenset({INVALID_ARGUMENT, "OUT_OF_RANGE"})
+REFUSED = frozenset({INVALID_ARGUMENT, OUT_OF_RANGE})
 
 
 class ServerUnavailable(InvalidInput):
     """No attempt was answered before the deadline or the last retry."""
+
+
+class NotReady(ServerUnavailable):
+    """The server's model was still loading at the deadline or the last retry."""
 
 
 class ModelMismatch(InvalidInput):
@@ -35,6 +47,10 @@ class ServerError(CaptionbeamError):
     """The server failed for a reason that a retry does not mend, or answered other rows."""
 
     exit_code = 1
+
+
+class AnswerTooLarge(ServerError):
+    """The answer is larger than client or server let pass."""
 
 
 class CallFailed(Exception):
@@ -52,3 +68,38 @@ class CallFailed(Exception):
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
+
+
+class ModelLoading(CallFailed):
+    """The server knows the model and cannot run it yet."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(UNAVAILABLE, message)
+
+
+class OversizedAnswer(CallFailed):
+    """The answer was dropped for its size; gRPC calls this RESOURCE_EXHAUSTED."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(OUT_OF_RANGE, message)
+
+
+def meaning(failed: CallFailed) -> CaptionbeamError:
+    """What the caller of a client can do about a failed call."""
+    if isinstance(failed, ModelLoading):
+        return NotReady(failed.message)
+    if isinstance(failed, OversizedAnswer):
+        return AnswerTooLarge(
+            f"the answer to one image is beyond a message limit ({failed.message}); "
+            "raise the limit that is named"
+        )
+    if failed.code in TRANSIENT:
+        return ServerUnavailable(str(failed))
+    if failed.code in REFUSED:
+        return InvalidRequest(failed.message)
+    if failed.code == NOT_FOUND:
+        return ModelMismatch(
+            f"{failed.message}; expected the name that the server gives its model (--model_name), "
+            "and a label that it knows (--version_label) if any"
+        )
+    return ServerError(f"the model failed ({failed})")

@@ -1,86 +1,83 @@
 """A SavedModel in this process: the one way in which server and in-process client run it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from tensorflow.core.protobuf import saved_model_pb2
 
 from model.errors import InvalidInput
-from serving import metadata
-from serving.errors import INVALID_ARGUMENT, CallFailed
-from serving.metadata import ModelMetadata, Signature, TensorSpec
+from serving import contract, graph, published
+from serving.batching_parameters import BatchingParameters
+from serving.errors import DEADLINE_EXCEEDED, INVALID_ARGUMENT, RESOURCE_EXHAUSTED, CallFailed
+from serving.graph import Account
+from serving.metadata import Signature, TensorSpec
 
-SAVED_MODEL_FILE = "saved_model.pb"
 _MAX_MESSAGE = 500
 
 
 @dataclass(frozen=True)
-class ModelVersion:
-    """A published version: MODELS/NAME/VERSION."""
+class Ran:
+    """An answer of the model, and the batch it was computed in.
 
-    path: Path
-    name: str
-    version: int
-
-
-def find_version(model_dir: str | Path) -> ModelVersion:
-    """The version directory itself, or the highest version under MODELS/NAME.
-
-    Raises:
-      InvalidInput: there is no such directory, or no version in it.
+    Attributes:
+      outputs: by name; strings as object arrays of bytes.
+      account: NumPy arrays [N].
     """
-    path = Path(model_dir).resolve()
-    if not path.is_dir():
-        raise InvalidInput(f"{model_dir}: no such directory; expected MODELS/NAME of `export`")
-    if (path / SAVED_MODEL_FILE).is_file():
-        if not _is_version(path):
-            raise InvalidInput(
-                f"{model_dir}: a SavedModel outside a version directory; "
-                "expected a number as its name (MODELS/NAME/VERSION)"
-            )
-    else:
-        versions = [child for child in path.iterdir() if child.is_dir() and _is_version(child)]
-        if not versions:
-            raise InvalidInput(
-                f"{model_dir}: no version in it; expected MODELS/NAME/VERSION/{SAVED_MODEL_FILE}, "
-                "as `captionbeam export --output MODELS/NAME` publishes it"
-            )
-        path = max(versions, key=lambda child: int(child.name))
-    return ModelVersion(path, path.parent.name, int(path.name))
+
+    outputs: Mapping[str, np.ndarray]
+    account: Account
 
 
 class LoadedModel:
     """A SavedModel that has the contract's signatures, ready to be called by many threads.
 
+    It runs in a session of its own, as in TensorFlow Serving, so that closing it frees all of it.
+
     Attributes:
       metadata: name of the directory, version, signatures.
       signature_defs: the SavedModel's own `SignatureDef` messages by name.
+      path: MODELS/NAME/VERSION.
     """
 
-    def __init__(self, model_dir: str | Path) -> None:
+    def __init__(self, model_dir: str | Path, batching: BatchingParameters | None = None) -> None:
         """Loads MODELS/NAME (highest version) or MODELS/NAME/VERSION.
+
+        Args:
+          model_dir: the directory.
+          batching: how calls that come together share a batch; None for each its own.
 
         Raises:
           InvalidInput: there is nothing to load, or it cannot be loaded.
           ModelMismatch: it is not a captionbeam model.
         """
-        found = find_version(model_dir)
-        self.signature_defs = _read_signature_defs(found.path)
-        self.metadata = ModelMetadata(
-            found.name, found.version, metadata.from_signature_defs(self.signature_defs)
-        )
-        metadata.check(self.metadata)
+        found = published.find_version(model_dir)
+        self.path = found.path
+        self.metadata, self.signature_defs = published.describe(found)
         try:
-            self._model = tf.saved_model.load(str(found.path))
-        except (OSError, ValueError, tf.errors.OpError) as error:
+            with tf.Graph().as_default() as loaded:
+                self._signatures = graph.build(found.path, batching)
+                restore = tf.compat.v1.global_variables_initializer()
+            self._session = tf.compat.v1.Session(graph=loaded)
+            self._session.run(restore)
+        # A broken file leads TensorFlow's loader to errors of every kind.
+        except Exception as error:
             raise InvalidInput(
                 f"{found.path}: cannot be loaded ({_one_line(str(error))}); export it again"
             ) from error
+        self._calls = {
+            name: self._session.make_callable(
+                [signature.outputs, signature.account],
+                feed_list=[signature.images, signature.deadlines_s],
+            )
+            for name, signature in self._signatures.items()
+        }
+
+    def close(self) -> None:
+        """Frees the model; calls after it are errors."""
+        self._session.close()
 
     def signature(self, name: str) -> Signature:
         """The named signature, or CallFailed(INVALID_ARGUMENT)."""
@@ -118,41 +115,36 @@ class LoadedModel:
                 )
 
     def predict(self, signature: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Runs one signature, for as long as it takes; the outputs of `run`."""
+        return dict(self.run(signature, inputs).outputs)
+
+    def run(
+        self, signature: str, inputs: Mapping[str, np.ndarray], deadline_s: float = math.inf
+    ) -> Ran:
         """Runs one signature.
 
         Args:
           signature: its name.
           inputs: by name; strings as object arrays of bytes.
-
-        Returns:
-          Every output by name; strings as object arrays of bytes.
+          deadline_s: seconds since 1970; what has not begun by then is not computed.
 
         Raises:
-          CallFailed: the inputs do not fit, or the graph refuses or fails.
+          CallFailed: the inputs do not fit, the deadline has passed, the queue is full, or the
+            graph refuses or fails.
         """
         self.verify(signature, {name: _describe(array) for name, array in inputs.items()})
+        images = inputs[contract.IMAGE_BYTES]
         try:
-            tensors = {name: tf.constant(array) for name, array in inputs.items()}
-            outputs = self._model.signatures[signature](**tensors)
-            return {name: tensor.numpy() for name, tensor in outputs.items()}
+            outputs, account = self._calls[signature](images, np.full(len(images), deadline_s))
         except tf.errors.OpError as error:
             raise CallFailed(_code_name(error), _one_line(error.message)) from error
-
-
-def _is_version(path: Path) -> bool:
-    return path.name.isascii() and path.name.isdecimal()
-
-
-def _read_signature_defs(path: Path) -> dict[str, Any]:
-    file = path / SAVED_MODEL_FILE
-    try:
-        saved_model = saved_model_pb2.SavedModel.FromString(file.read_bytes())
-    except (OSError, DecodeError) as error:
-        raise InvalidInput(f"{file}: no readable SavedModel ({error}); export it again") from error
-    for graph in saved_model.meta_graphs:
-        if tf.saved_model.SERVING in graph.meta_info_def.tags:
-            return dict(graph.signature_def)
-    raise InvalidInput(f'{file}: no graph tagged "{tf.saved_model.SERVING}"; export it again')
+        # TensorFlow's Python cannot tell what its graph says of bytes that are no UTF-8.
+        except UnicodeDecodeError as error:
+            message = error.object.decode(errors="replace")
+            raise CallFailed(INVALID_ARGUMENT, _one_line(message)) from error
+        if not all(account.in_time):
+            raise CallFailed(DEADLINE_EXCEEDED, "Deadline Exceeded before the batch began")
+        return Ran(outputs, account)
 
 
 def _names(names: Mapping[str, object] | set[str]) -> str:
@@ -168,7 +160,9 @@ def _code_name(error: tf.errors.OpError) -> str:
     # gRPC and TensorFlow number and name their statuses alike; only the spelling differs.
     names = {
         tf.errors.INVALID_ARGUMENT: INVALID_ARGUMENT,
-        tf.errors.RESOURCE_EXHAUSTED: "RESOURCE_EXHAUSTED",
+        tf.errors.RESOURCE_EXHAUSTED: RESOURCE_EXHAUSTED,
+        # The scheduler's word for a full queue.
+        tf.errors.UNAVAILABLE: RESOURCE_EXHAUSTED,
         tf.errors.FAILED_PRECONDITION: "FAILED_PRECONDITION",
         tf.errors.OUT_OF_RANGE: "OUT_OF_RANGE",
         tf.errors.UNIMPLEMENTED: "UNIMPLEMENTED",
@@ -178,8 +172,8 @@ def _code_name(error: tf.errors.OpError) -> str:
 
 def _one_line(message: str) -> str:
     """The sentence that says what is wrong, without TensorFlow's account of where."""
-    noise = ("Graph execution error", "Detected at node", "<stack traces", "[[")
-    lines = [line.strip() for line in message.splitlines()]
+    noise = ("Graph execution error", "Detected at node", "Node: ", "File ", "<stack traces", "[[")
+    lines = [line.strip() for line in message.partition("Original stack trace")[0].splitlines()]
     kept = " ".join(line for line in lines if line and not line.startswith(noise))
     # An assertion prints the tensors that it looked at, here whole images.
     return kept[:_MAX_MESSAGE] or "the graph failed without a message"

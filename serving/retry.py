@@ -2,16 +2,24 @@
 
 Full jitter is the variant of https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
 that finishes contended work soonest: a pause is uniform between 0 and the doubled bound.
+
+Every attempt but the last gets half of the time that is left. With all of it, one server that
+hangs would use up the deadline while its neighbour is idle; with equal parts, a server that is
+merely slow would get a fifth. So an answer that takes up to half of the deadline always arrives.
 """
 
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from typing import TypeVar
 
 from model.errors import InvalidInput
-from serving.errors import TRANSIENT, CallFailed
+from serving.errors import DEADLINE_EXCEEDED, TRANSIENT, CallFailed
+
+# Half of less would be too short for an answer from another continent.
+_INDIVISIBLE_S = 1.0
 
 _Answer = TypeVar("_Answer")
 
@@ -21,23 +29,32 @@ class Retries:
     """How often to ask, and how far apart.
 
     Attributes:
-      attempts: calls made at most, at least 1.
+      attempts: calls made at most, at least 1; None for as many as the deadline allows.
       base_s: upper bound of the first pause; it doubles with each.
       cap_s: upper bound of any pause.
     """
 
-    attempts: int = 5
+    attempts: int | None = 5
     base_s: float = 0.1
     cap_s: float = 5.0
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        if self.attempts < 1 or self.base_s < 0 or self.cap_s < 0:
+        if (self.attempts is not None and self.attempts < 1) or self.base_s < 0 or self.cap_s < 0:
             raise InvalidInput(f"{self}: expected attempts ≥ 1 and pauses of 0 s or more")
 
     def bound_s(self, attempt: int) -> float:
         """The longest pause after the given attempt, counted from 0."""
-        return float(min(self.cap_s, self.base_s * 2**attempt))
+        # A float has no power of two beyond 1023; the cap is reached long before.
+        return float(min(self.cap_s, self.base_s * 2 ** min(attempt, 60)))
+
+    def is_last(self, attempt: int) -> bool:
+        """True for the last attempt, counted from 0."""
+        return self.attempts is not None and attempt + 1 >= self.attempts
+
+
+# For a server that is being started: it comes when it comes, and then is asked within a second.
+UNTIL_DEADLINE = Retries(attempts=None, cap_s=1.0)
 
 
 @dataclass(frozen=True)
@@ -70,12 +87,19 @@ def call(
       CallFailed: that of the last attempt; it is not transient, or no attempt or time is left.
     """
     deadline_s = clock.now_s() + timeout_s
-    for made in range(retries.attempts - 1):
+    failure = CallFailed(DEADLINE_EXCEEDED, "no time was left to ask")
+    for made in count():
+        left_s = deadline_s - clock.now_s()
+        # A pause may last longer than it was told to.
+        if left_s <= 0:
+            raise failure
+        last = retries.is_last(made)
         try:
-            return attempt(deadline_s - clock.now_s())
+            return attempt(left_s if last or left_s < _INDIVISIBLE_S else left_s / 2)
         except CallFailed as failed:
             pause_s = clock.uniform() * retries.bound_s(made)
-            if failed.code not in TRANSIENT or clock.now_s() + pause_s >= deadline_s:
+            if last or failed.code not in TRANSIENT or clock.now_s() + pause_s >= deadline_s:
                 raise
+            failure = failed
         clock.sleep(pause_s)
-    return attempt(deadline_s - clock.now_s())
+    raise AssertionError("count does not end")

@@ -1,242 +1,247 @@
 """A small local server with TensorFlow Serving's wire, for machines without its image.
 
-`tensorflow.serving.PredictionService` Predict and GetModelMetadata, and
-`tensorflow.serving.ModelService` GetModelStatus, over one version of one model. Status
-codes and messages are TensorFlow Serving's own, except that an unknown signature is
-INVALID_ARGUMENT (there FAILED_PRECONDITION).
+gRPC: `tensorflow.serving.PredictionService` Predict and GetModelMetadata,
+`tensorflow.serving.ModelService` GetModelStatus, `grpc.health.v1.Health`, reflection. REST beside
+it, if asked for. New versions are taken up while it runs. Status codes and messages are TensorFlow
+Serving's own, except that an unknown signature is INVALID_ARGUMENT (there FAILED_PRECONDITION).
 """
 
-import os
-from collections.abc import Callable, Mapping
+import ssl
+import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
-import numpy as np
-import tensorflow as tf
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
 from tensorflow_serving.apis import (
-    get_model_metadata_pb2,
-    get_model_status_pb2,
+    model_service_pb2,
     model_service_pb2_grpc,
-    predict_pb2,
+    prediction_service_pb2,
     prediction_service_pb2_grpc,
 )
 
 from model.errors import InvalidInput
-from serving import contract
-from serving.errors import INVALID_ARGUMENT, NOT_FOUND, CallFailed
+from serving import batching_parameters, warmup
+from serving.batching_parameters import BATCHING_FILE, BatchingParameters
+from serving.grpc_api import GrpcApi
+from serving.http_server import HttpServer
+from serving.labels import MODELS_CONFIG, LabelFile
 from serving.loaded_model import LoadedModel
-from serving.metadata import TensorSpec
-from serving.transport import MAX_MESSAGE_BYTES, SIGNATURE_DEF
+from serving.monitoring import Monitor
+from serving.published import ModelVersion, find_source
+from serving.rest_api import RestApi
+from serving.service import Service
+from serving.transport import MAX_MESSAGE_BYTES
+from serving.versions import Versions, Watcher
 
-_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # Otherwise a second server would share the port and take half of the first one's requests.
-    ("grpc.so_reuseport", 0),
-)
-# TensorFlow spreads one call over all cores; a few more calls hide parsing and copying.
-_MIN_THREADS = 4
-# Longer than a batch of 32 takes on two cores.
+# Longer than a full queue takes on two cores.
 STOP_GRACE_S = 30.0
+# Status, metadata and health are answered even when every image that may wait is one request's.
+_SPARE_CALLS = 64
+_SERVICES = (
+    prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name,
+    model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
+)
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """How a server listens.
+
+    Attributes:
+      name: what clients call the model; the directory's by default.
+      host: address to listen on.
+      port: of gRPC; 0 takes any free one.
+      rest_port: of REST, likewise; None for no REST.
+      certificate: PEM file of the certificate chain, for TLS on both ports.
+      key: PEM file of its key.
+      max_message_bytes: the largest request and answer.
+    """
+
+    name: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 0
+    rest_port: int | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    max_message_bytes: int = MAX_MESSAGE_BYTES
+
+    def __post_init__(self) -> None:
+        """Checks ports, sizes, and that the certificate fits its key."""
+        for port in (self.port, self.rest_port or 0):
+            if not 0 <= port <= 65535:
+                raise InvalidInput(f"port {port}: expected 0 (any free one) to 65535")
+        if not 1 <= self.max_message_bytes < 2**31:
+            raise InvalidInput(
+                f"messages of {self.max_message_bytes} bytes: expected 1 to {2**31 - 1}"
+            )
+        if (self.certificate is None) != (self.key is None):
+            raise InvalidInput(
+                "a certificate without its key, or a key alone; expected both --tls_certificate "
+                "and --tls_key, or neither"
+            )
+        if self.certificate is not None:
+            try:
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+                context.load_cert_chain(self.certificate, self.key)
+            except (OSError, ssl.SSLError) as error:
+                raise InvalidInput(
+                    f"{self.certificate}, {self.key}: {error}; expected PEM files of a certificate "
+                    "and its key"
+                ) from error
 
 
 class Server:
-    """A listening server over a loaded model.
+    """A listening server over the versions of one model.
 
     Attributes:
       name: name under which clients ask for the model.
-      version: the version served.
-      address: HOST:PORT that it listens on.
+      address: HOST:PORT of gRPC.
+      rest_address: HOST:PORT of REST, or None.
+      versions: those that are loaded.
     """
 
     def __init__(
-        self, model: LoadedModel, *, name: str | None = None, host: str, port: int
+        self,
+        model_dir: str | Path,
+        settings: ServerSettings | None = None,
+        log: Callable[[str], None] | None = None,
     ) -> None:
-        """Binds the port; `start` begins to answer.
+        """Binds the ports; `start` begins to answer.
 
         Args:
-          model: what to serve.
-          name: the model's name; the directory's by default.
-          host: address to listen on.
-          port: 0 takes any free one.
+          model_dir: MODELS/NAME, whose highest version is served, now and later; or one
+            MODELS/NAME/VERSION.
+          settings: how it listens.
+          log: takes a line about each change of versions; by default stderr.
 
         Raises:
-          InvalidInput: the address cannot be listened on.
+          InvalidInput: there is no version, its batching file is wrong, or an address cannot be
+            listened on.
         """
-        self.name = name or model.metadata.name
-        self.version = model.metadata.version
-        if not 0 <= port <= 65535:
-            raise InvalidInput(f"port {port}: expected 0 (any free one) to 65535")
-        threads = max(_MIN_THREADS, os.cpu_count() or 1)
-        self._server = grpc.server(ThreadPoolExecutor(threads), options=_OPTIONS)
-        service = _Service(model, self.name)
-        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(service, self._server)
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(service, self._server)
-        # An IPv6 address needs brackets before a port.
-        place = f"[{host}]" if ":" in host else host
-        try:
-            bound = self._server.add_insecure_port(f"{place}:{port}")
-        except RuntimeError as error:
-            raise InvalidInput(
-                f"cannot listen on {place}:{port} (taken, or no address of this machine); "
-                "choose another --port, 0 for any free one"
-            ) from error
-        self.address = f"{place}:{bound}"
+        settings = settings or ServerSettings()
+        self._log = log or _print
+        source = find_source(model_dir)
+        models = source.name_dir.parent
+        batching = _batching(models / BATCHING_FILE)
+        self.name = settings.name or source.name_dir.name
+
+        def load(found: ModelVersion) -> LoadedModel:
+            return _warmed(LoadedModel(found.path, batching))
+
+        labels = LabelFile(models / MODELS_CONFIG, source.name_dir.name, self._log)
+        self.versions = Versions(source, self.name, load, labels, self._log)
+        self._monitor = Monitor()
+        service = Service(self.versions, batching.capacity, self._monitor)
+        self._health = health.HealthServicer()
+        self._watcher = Watcher(self.versions, self._tell_health)
+        most = batching.capacity + _SPARE_CALLS
+        self._grpc = self._grpc_server(GrpcApi(service), most, settings)
+        self.address = _bind(self._grpc, settings)
+        self._http = None
+        self.rest_address = None
+        if settings.rest_port is not None:
+            app = RestApi(service, settings.max_message_bytes, most).app
+            self._http = HttpServer(
+                app, settings.host, settings.rest_port, settings.certificate, settings.key
+            )
+            self.rest_address = self._http.address
+
+    @property
+    def version(self) -> int | None:
+        """The version that answers by default."""
+        return self.versions.latest
 
     def start(self) -> None:
-        """Begins to answer; returns at once."""
-        self._server.start()
+        """Begins to answer, loads the model, and returns when it is available.
+
+        Raises:
+          InvalidInput: no version can be loaded.
+        """
+        self._tell_health()
+        self._grpc.start()
+        if self._http is not None:
+            self._http.start()
+        self.versions.poll()
+        if self.version is None:
+            refused = [status for status in self.versions.status() if status.error]
+            self.stop(0)
+            raise InvalidInput(refused[0].error if refused else f"{self.name}: no version is left")
+        self._tell_health()
+        self._watcher.start()
 
     def stop(self, grace_s: float = STOP_GRACE_S) -> None:
         """Refuses new calls, lets those under way finish for `grace_s`, then returns."""
-        self._server.stop(grace_s).wait()
+        self._health.enter_graceful_shutdown()
+        self._watcher.stop()
+        stopped = self._grpc.stop(grace_s)
+        if self._http is not None:
+            self._http.stop(grace_s)
+        stopped.wait()
+        self.versions.close()
 
-
-class _Service(
-    prediction_service_pb2_grpc.PredictionServiceServicer,
-    model_service_pb2_grpc.ModelServiceServicer,
-):
-    """The RPCs. Method names are the protocol's."""
-
-    def __init__(self, model: LoadedModel, name: str) -> None:
-        self._model = model
-        self._name = name
-
-    def Predict(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Runs a signature over the tensors of the request."""
-        return _answer(context, self._predict, request)
-
-    def GetModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """The model's signatures."""
-        return _answer(context, self._metadata, request)
-
-    def GetModelStatus(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """The state of the version served."""
-        return _answer(context, self._status, request)
-
-    def _predict(self, request: Any) -> Any:
-        self._check_spec(request)
-        signature = request.model_spec.signature_name or contract.SERVING_DEFAULT
-        outputs = self._model.signature(signature).outputs
-        wanted = list(request.output_filter) or list(outputs)
-        for position, name in enumerate(wanted):
-            if name not in outputs:
-                known = ",".join(sorted(outputs))
-                raise CallFailed(
-                    INVALID_ARGUMENT,
-                    f"output tensor alias not found in signature: {name} "
-                    f"Outputs expected to be in the set {{{known}}}.",
-                )
-            if name in wanted[:position]:
-                raise CallFailed(INVALID_ARGUMENT, f"duplicate output tensor alias: {name}")
-        # Before decoding: a wrong type or rank may declare more elements than memory holds.
-        specs = {name: _spec(name, tensor) for name, tensor in request.inputs.items()}
-        self._model.verify(signature, specs)
-        found = self._model.predict(signature, _decode(request.inputs))
-        response = predict_pb2.PredictResponse()
-        self._fill_spec(response.model_spec)
-        response.model_spec.signature_name = signature
-        for name in wanted:
-            response.outputs[name].CopyFrom(tf.make_tensor_proto(found[name]))
-        return response
-
-    def _metadata(self, request: Any) -> Any:
-        if not request.metadata_field:
-            raise CallFailed(
-                INVALID_ARGUMENT,
-                "GetModelMetadataRequest must specify at least one metadata_field",
-            )
-        for field in request.metadata_field:
-            if field != SIGNATURE_DEF:
-                raise CallFailed(INVALID_ARGUMENT, f"Metadata field {field} is not supported")
-        self._check_spec(request)
-        definitions = get_model_metadata_pb2.SignatureDefMap()
-        for name, definition in self._model.signature_defs.items():
-            definitions.signature_def[name].CopyFrom(definition)
-        response = get_model_metadata_pb2.GetModelMetadataResponse()
-        self._fill_spec(response.model_spec)
-        response.metadata[SIGNATURE_DEF].Pack(definitions)
-        return response
-
-    def _status(self, request: Any) -> Any:
-        spec = request.model_spec
-        wanted = f"version {spec.version.value}" if spec.HasField("version") else "any versions"
-        self._check_spec(request, not_found=f"Could not find {wanted} of model {spec.name}")
-        response = get_model_status_pb2.GetModelStatusResponse()
-        status = response.model_version_status.add()
-        status.version = self._model.metadata.version
-        status.state = get_model_status_pb2.ModelVersionStatus.AVAILABLE
-        # An empty status is OK; set, so that clients that look for the field find it.
-        status.status.SetInParent()
-        return response
-
-    def _fill_spec(self, spec: Any) -> None:
-        spec.name = self._name
-        spec.version.value = self._model.metadata.version
-
-    def _check_spec(self, request: Any, not_found: str | None = None) -> None:
-        """Raises CallFailed unless the request asks for this model, in this version."""
-        spec = request.model_spec
-        if not request.HasField("model_spec"):
-            raise CallFailed(INVALID_ARGUMENT, "Missing ModelSpec")
-        if not spec.name:
-            raise CallFailed(INVALID_ARGUMENT, "ModelSpec has no name specified.")
-        if spec.WhichOneof("version_choice") == "version_label":
-            raise CallFailed(
-                INVALID_ARGUMENT, f"Unrecognized servable version label: {spec.version_label}"
-            )
-        asked, version = f"Latest({spec.name})", self._model.metadata.version
-        if spec.HasField("version"):
-            version = spec.version.value
-            asked = f"Specific({spec.name}, {version})"
-        if (spec.name, version) != (self._name, self._model.metadata.version):
-            raise CallFailed(NOT_FOUND, not_found or f"Servable not found for request: {asked}")
-
-
-def _answer(context: Any, answer: Callable[[Any], Any], request: Any) -> Any:
-    try:
-        return answer(request)
-    except CallFailed as error:
-        _abort(context, error)
-
-
-def _abort(context: Any, error: CallFailed) -> NoReturn:
-    context.abort(grpc.StatusCode[error.code], error.message)
-    raise AssertionError("abort raises")
-
-
-def _spec(name: str, tensor: Any) -> TensorSpec:
-    """Type and shape of a tensor in a request, as it declares them."""
-    sizes = tuple(dim.size for dim in tensor.tensor_shape.dim)
-    if tensor.tensor_shape.unknown_rank or any(size < 0 for size in sizes):
-        raise CallFailed(INVALID_ARGUMENT, f"tensor parsing error: {name}: no concrete shape")
-    try:
-        return TensorSpec(tf.as_dtype(tensor.dtype).name, sizes)
-    except TypeError as error:
-        raise CallFailed(
-            INVALID_ARGUMENT, f"tensor parsing error: {name}: unknown type {tensor.dtype}"
-        ) from error
-
-
-def _decode(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Verified string tensors as object arrays of bytes."""
-    return {name: _decode_strings(name, tensor) for name, tensor in tensors.items()}
-
-
-def _decode_strings(name: str, tensor: Any) -> np.ndarray:
-    count = int(np.prod([dim.size for dim in tensor.tensor_shape.dim], dtype=object))
-    # TensorFlow repeats the last value to fill a shape; a few bytes could claim any size.
-    held = len(tensor.tensor_content) if tensor.tensor_content else len(tensor.string_val)
-    if count > held or (not tensor.tensor_content and count != held):
-        raise CallFailed(
-            INVALID_ARGUMENT, f"tensor parsing error: {name}: {count} elements, {held} values"
+    def _grpc_server(self, api: GrpcApi, max_calls: int, settings: ServerSettings) -> grpc.Server:
+        server = grpc.server(
+            ThreadPoolExecutor(max_calls, thread_name_prefix="grpc"),
+            maximum_concurrent_rpcs=max_calls,
+            options=(
+                ("grpc.max_receive_message_length", settings.max_message_bytes),
+                ("grpc.max_send_message_length", settings.max_message_bytes),
+                # Otherwise a second server would share the port and take half of the requests.
+                ("grpc.so_reuseport", 0),
+            ),
         )
-    if not tensor.tensor_content:
-        array = np.empty(count, dtype=object)
-        array[:] = list(tensor.string_val)
-        return array.reshape([dim.size for dim in tensor.tensor_shape.dim])
+        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(api, server)
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(api, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+        return server
+
+    def _tell_health(self) -> None:
+        version = self.version
+        self._monitor.serves(self.name, version)
+        states = health_pb2.HealthCheckResponse
+        state = states.NOT_SERVING if version is None else states.SERVING
+        for service in ("", *_SERVICES):
+            self._health.set(service, state)
+
+
+def _batching(file: Path) -> BatchingParameters:
+    """The settings that lie beside the model, for TensorFlow Serving too; else the defaults."""
+    return batching_parameters.load(file) if file.exists() else BatchingParameters()
+
+
+def _warmed(model: LoadedModel) -> LoadedModel:
     try:
-        parsed: np.ndarray = tf.io.parse_tensor(tensor.SerializeToString(), tf.string).numpy()
-    except tf.errors.OpError as error:
-        raise CallFailed(INVALID_ARGUMENT, f"tensor parsing error: {name}") from error
-    return parsed
+        warmup.warm_up(model)
+    except BaseException:
+        model.close()
+        raise
+    return model
+
+
+def _bind(server: grpc.Server, settings: ServerSettings) -> str:
+    """Listens; returns HOST:PORT."""
+    # An IPv6 address needs brackets before a port.
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    place = f"{host}:{settings.port}"
+    try:
+        if settings.certificate is None or settings.key is None:
+            bound = server.add_insecure_port(place)
+        else:
+            pair = (settings.key.read_bytes(), settings.certificate.read_bytes())
+            bound = server.add_secure_port(place, grpc.ssl_server_credentials([pair]))
+    except RuntimeError as error:
+        raise InvalidInput(
+            f"cannot listen on {place} (taken, or no address of this machine); "
+            "choose another --port, 0 for any free one"
+        ) from error
+    return f"{host}:{bound}"
+
+
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

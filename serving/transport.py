@@ -4,6 +4,7 @@ A transport makes one attempt and raises `CallFailed`; deadlines over several at
 retries and the meaning of an answer belong to `serving.client`.
 """
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,48 +15,44 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
 )
 
 from serving import contract, metadata
-from serving.errors import INVALID_ARGUMENT, CallFailed
+from serving.answers import Answer
+from serving.channel import MAX_MESSAGE_BYTES, open_channel
+from serving.errors import (
+    INVALID_ARGUMENT,
+    NOT_FOUND,
+    RESOURCE_EXHAUSTED,
+    CallFailed,
+    ModelLoading,
+    OversizedAnswer,
+)
 from serving.loaded_model import LoadedModel
 from serving.metadata import ModelMetadata
+from serving.target import Target
 
-# gRPC receives 4 MiB unless told otherwise and sends any size. A few photographs are more,
-# and so are the weights that `explain` answers for some 1,000 images.
-MAX_MESSAGE_BYTES = 64 * 2**20
 SIGNATURE_DEF = "signature_def"
-
-CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # One retry policy, that of serving.client.
-    ("grpc.enable_retries", 0),
-    # A captioning server is reached directly, on loopback above all.
-    ("grpc.enable_http_proxy", 0),
-    # The default waits a second after a refused connection, longer than our first retries.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2000),
-)
+_State = get_model_status_pb2.ModelVersionStatus.State
+# To AVAILABLE it came between the call that did not find it and the question for its state, or
+# another replica has it.
+_COMING = frozenset({_State.START, _State.LOADING, _State.AVAILABLE})
 
 
 class Transport(Protocol):
     """One attempt at a time; safe to call from many threads."""
 
-    def predict(
-        self, signature: str, image_bytes: Sequence[bytes], timeout_s: float
-    ) -> dict[str, np.ndarray]:
+    def predict(self, signature: str, image_bytes: Sequence[bytes], timeout_s: float) -> Answer:
         """Runs `signature` on N images.
 
         Args:
           signature: one of the contract's names.
           image_bytes: canonical bytes of N images.
           timeout_s: seconds that this attempt may take.
-
-        Returns:
-          The model's outputs by name; strings as object arrays of bytes.
 
         Raises:
           CallFailed: no answer, or a refusal.
@@ -80,11 +77,12 @@ class SavedModelTransport:
         signature: str,
         image_bytes: Sequence[bytes],
         timeout_s: float,  # noqa: ARG002
-    ) -> dict[str, np.ndarray]:
+    ) -> Answer:
         """Runs the graph here; see Transport."""
         # dtype=object: NumPy's own bytes type drops trailing zero bytes.
         images = np.array(list(image_bytes), dtype=object)
-        return self._model.predict(signature, {contract.IMAGE_BYTES: images})
+        outputs = self._model.predict(signature, {contract.IMAGE_BYTES: images})
+        return Answer(outputs, self._model.metadata.version)
 
     def metadata(self, timeout_s: float) -> ModelMetadata:  # noqa: ARG002
         """Name of the directory, version, signatures."""
@@ -95,25 +93,27 @@ class SavedModelTransport:
 
 
 class GrpcTransport:
-    """A server that speaks `tensorflow.serving.PredictionService`."""
+    """A server that speaks `tensorflow.serving.PredictionService`, or several replicas of it."""
 
-    def __init__(self, address: str, model_name: str) -> None:
+    def __init__(self, target: Target) -> None:
         """Opens a channel lazily: nothing is sent before the first call.
 
         Args:
-          address: HOST:PORT, or any other gRPC target.
-          model_name: name under which the server knows the model.
-        """
-        self._model_name = model_name
-        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
-        self._stub = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
+          target: what `server` and the fields after it say.
 
-    def predict(
-        self, signature: str, image_bytes: Sequence[bytes], timeout_s: float
-    ) -> dict[str, np.ndarray]:
+        Raises:
+          InvalidInput: as `serving.channel.open_channel`.
+        """
+        self._name = target.model_name
+        self._label = target.version_label
+        self._channel = open_channel(target)
+        self._prediction = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
+        self._model = model_service_pb2_grpc.ModelServiceStub(self._channel)
+
+    def predict(self, signature: str, image_bytes: Sequence[bytes], timeout_s: float) -> Answer:
         """One Predict call; see Transport."""
         request = predict_pb2.PredictRequest()
-        request.model_spec.name = self._model_name
+        self._ask_for_model(request.model_spec)
         request.model_spec.signature_name = signature
         request.inputs[contract.IMAGE_BYTES].CopyFrom(
             tf.make_tensor_proto(list(image_bytes), dtype=tf.string, shape=[len(image_bytes)])
@@ -124,24 +124,26 @@ class GrpcTransport:
                 INVALID_ARGUMENT,
                 f"a request of {request.ByteSize()} bytes; expected at most {MAX_MESSAGE_BYTES}",
             )
-        response = self._call(self._stub.Predict, request, timeout_s)
+        response = self._call(self._prediction.Predict, request, timeout_s)
         try:
-            return {name: tf.make_ndarray(tensor) for name, tensor in response.outputs.items()}
+            outputs = {name: tf.make_ndarray(tensor) for name, tensor in response.outputs.items()}
         except (TypeError, ValueError) as error:
             raise CallFailed("DATA_LOSS", f"an output that is no tensor ({error})") from error
+        spec = response.model_spec
+        return Answer(outputs, spec.version.value if spec.HasField("version") else None)
 
     def metadata(self, timeout_s: float) -> ModelMetadata:
         """One GetModelMetadata call; see Transport."""
         request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=[SIGNATURE_DEF])
-        request.model_spec.name = self._model_name
-        response = self._call(self._stub.GetModelMetadata, request, timeout_s)
+        self._ask_for_model(request.model_spec)
+        response = self._call(self._prediction.GetModelMetadata, request, timeout_s)
         definitions = get_model_metadata_pb2.SignatureDefMap()
         try:
             response.metadata[SIGNATURE_DEF].Unpack(definitions)
         except DecodeError as error:
             raise CallFailed("DATA_LOSS", f"unreadable metadata ({error})") from error
         return ModelMetadata(
-            self._model_name,
+            self._name,
             response.model_spec.version.value,
             metadata.from_signature_defs(definitions.signature_def),
         )
@@ -150,10 +152,51 @@ class GrpcTransport:
         """Closes the channel and cancels what is under way."""
         self._channel.close()
 
-    @staticmethod
-    def _call(method: Any, request: Any, timeout_s: float) -> Any:
+    def _ask_for_model(self, spec: Any) -> None:
+        spec.name = self._name
+        if self._label is not None:
+            spec.version_label = self._label
+
+    def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
+        began_s = time.monotonic()
         try:
             return method(request, timeout=timeout_s)
         except grpc.RpcError as error:
-            details = " ".join((error.details() or "").split())
-            raise CallFailed(error.code().name, details or "no details") from error
+            failed = _failed(error)
+            if failed.code == NOT_FOUND:
+                left_s = timeout_s - (time.monotonic() - began_s)
+                raise self._loading(left_s) or failed from error
+            raise failed from error
+
+    def _loading(self, timeout_s: float) -> ModelLoading | None:
+        """That the model is on its way, if the server says so."""
+        request = get_model_status_pb2.GetModelStatusRequest()
+        request.model_spec.name = self._name
+        try:
+            response = self._model.GetModelStatus(request, timeout=timeout_s)
+        except grpc.RpcError:
+            return None
+        found = {status.version: status.state for status in response.model_version_status}
+        # A label that no version has stays unknown however many versions are there.
+        coming = _COMING if self._label is None else _COMING - {_State.AVAILABLE}
+        if coming.isdisjoint(found.values()):
+            return None
+        states = ", ".join(
+            f"version {version} {_State.Name(state)}" for version, state in sorted(found.items())
+        )
+        return ModelLoading(f"model {self._name} is not ready: {states}")
+
+
+def _failed(error: grpc.RpcError) -> CallFailed:
+    code = error.code().name
+    details = " ".join((error.details() or "").split()) or "no details"
+    # What is too large now is too large again: gRPC's RESOURCE_EXHAUSTED is not to be waited for.
+    if code == RESOURCE_EXHAUSTED and "message larger than max" in details:
+        # CLIENT is this process; a server that receives too much speaks of a request.
+        if "CLIENT: Received" in details or "Sent message" in details:
+            return OversizedAnswer(details)
+        return CallFailed(INVALID_ARGUMENT, details)
+    # An image that is refused is INVALID_ARGUMENT, too. No image is at fault for a label.
+    if code == INVALID_ARGUMENT and "version label" in details:
+        return CallFailed(NOT_FOUND, details)
+    return CallFailed(code, details)

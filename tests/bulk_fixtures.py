@@ -12,6 +12,7 @@ from PIL import Image
 
 from pipelines.captioning import Target
 from serving import contract
+from serving.answers import Answer
 from serving.client import Client
 from serving.errors import INVALID_ARGUMENT, CallFailed
 from serving.metadata import ModelMetadata, Signature, TensorSpec
@@ -28,13 +29,15 @@ class World:
     versions: Sequence[int] = (VERSION,)
     unavailable_after: int | None = None
     not_finite: bool = False
+    # The version that answers tell, where it is not that of the metadata.
+    answers_tell: int | None = None
     batches: list[int]
     connects = 0
 
     @classmethod
     def reset(cls) -> None:
         cls.versions, cls.unavailable_after, cls.not_finite = (VERSION,), None, False
-        cls.batches, cls.connects = [], 0
+        cls.batches, cls.connects, cls.answers_tell = [], 0, None
 
 
 def connect_fake(target: Target) -> Client:
@@ -59,9 +62,7 @@ class FakeTransport:
     def __init__(self, version: int) -> None:
         self._version = version
 
-    def predict(
-        self, signature: str, image_bytes: Sequence[bytes], timeout_s: float
-    ) -> dict[str, np.ndarray]:
+    def predict(self, signature: str, image_bytes: Sequence[bytes], timeout_s: float) -> Answer:
         assert signature == contract.SERVING_DEFAULT
         assert timeout_s > 0
         World.batches.append(len(image_bytes))
@@ -71,13 +72,14 @@ class FakeTransport:
             raise CallFailed(INVALID_ARGUMENT, "an image that the model refuses")
         count = len(image_bytes)
         scores = [float("nan") if World.not_finite else fake_log_prob(x) for x in image_bytes]
-        return {
+        outputs = {
             contract.STATUS: np.zeros(count, np.int32),
             contract.CAPTION: np.array([fake_caption(x).encode() for x in image_bytes], object),
             contract.LOG_PROB: np.array(scores, np.float32),
             contract.TOKEN_IDS: np.ones((count, TOKENS), np.int32),
             contract.LENGTH: np.full(count, TOKENS, np.int32),
         }
+        return Answer(outputs, World.answers_tell or self._version)
 
     def metadata(self, timeout_s: float) -> ModelMetadata:
         assert timeout_s > 0

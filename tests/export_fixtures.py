@@ -2,8 +2,10 @@
 
 import dataclasses
 import io
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -13,17 +15,20 @@ from PIL import Image
 
 from export import saved_model
 from export.module import CaptionModule
-from export.verify import verify_and_record
+from export.verify import Verified, verify_and_record
 from model.captioner import Captioner
 from model.checkpoints import BEST_DIR, Progress, Trained
 from model.config import CONFIG_FILE, Config
 from model.encoder import Encoder, EncoderSettings
+from model.preprocessing import fingerprint
 from model.records import Manifest
 from model.vocabulary import Vocabulary
 from serving import contract
 from tests import tiny
 
+NAME = "tiny"
 ENCODER_SETTINGS = EncoderSettings("random:0", image_size=64, grid_size=2)
+SIZES = {"hidden_size": 16, "embedding_size": 8, "attention_size": 8, "max_length": 6}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Exported:
     module: CaptionModule
     model_dir: Path
     version_dir: Path
+    verified: Verified
 
     @cached_property
     def loaded(self) -> Any:
@@ -46,19 +52,30 @@ class Exported:
         return {name: value.numpy() for name, value in answer.items()}
 
 
-def export(root: Path) -> Exported:
-    """Publish an untrained model whose captions differ: MODELS/tiny/1 in `root / "models"`."""
+def export(
+    root: Path,
+    settings: EncoderSettings = ENCODER_SETTINGS,
+    changes: Mapping[str, Any] = MappingProxyType({}),
+) -> Exported:
+    """Publish an untrained model whose captions differ: MODELS/tiny/1 in `root / "models"`.
+
+    Args:
+      root: an empty directory.
+      settings: of the encoder.
+      changes: of the configuration.
+    """
     model_dir = tiny.make_records(root / "model")
-    encoder = Encoder(ENCODER_SETTINGS)
+    encoder = Encoder(settings)
     manifest = dataclasses.replace(
         Manifest.load(model_dir),
         grid_shape=encoder.grid_shape,
+        preprocessing=settings.choices,
+        fingerprint=fingerprint(settings.choices),
         encoder={"name": "resnet50", "weights": "random:0", "digest": encoder.digest},
     )
     (model_dir / "manifest.json").write_text(manifest.to_json(), encoding="utf-8")
     vocabulary = Vocabulary.load(model_dir / "vocabulary.json")
-    sizes = [("hidden_size", 16), ("embedding_size", 8), ("attention_size", 8), ("max_length", 6)]
-    config = Config().updated([*sizes, ("block_ngrams", 1)])
+    config = Config().updated({**SIZES, "block_ngrams": 1, **changes}.items())
     keras.utils.set_random_seed(1)
     captioner = Captioner(config.decoder, len(vocabulary), manifest.grid_shape)
     # Untrained weights say the same of every image; scaled up, they do not.
@@ -66,13 +83,14 @@ def export(root: Path) -> Exported:
         variable.assign(variable * 4.0)
     trained = Trained(captioner, vocabulary, config, manifest, step=1)
     module = CaptionModule(trained, encoder)
+    verified: list[Verified] = []
     version_dir = saved_model.publish(
         module,
         model_dir,
-        root / "models" / "tiny",
-        lambda path: verify_and_record(path, trained, encoder),
+        root / "models" / NAME,
+        lambda path: verified.append(verify_and_record(path, trained, encoder)),
     )
-    return Exported(trained, encoder, module, model_dir, version_dir)
+    return Exported(trained, encoder, module, model_dir, version_dir, verified[0])
 
 
 def photographs() -> list[bytes]:

@@ -14,10 +14,10 @@ import numpy as np
 import tensorflow as tf
 
 from serving import contract
+from serving.answers import Answer
 from serving.errors import CallFailed
-from serving.loaded_model import LoadedModel
 from serving.metadata import ModelMetadata
-from serving.server import Server
+from serving.server import Server, ServerSettings
 
 TOKENS = 4
 CELLS = 6
@@ -25,14 +25,18 @@ HYPOTHESES = 3
 
 
 class TinyCaptioner(tf.Module):
-    """Captions "size LENGTH hash HASH"; attends to cell t at word t."""
+    """Captions "size LENGTH hash HASH" and a tag; attends to cell t at word t."""
+
+    def __init__(self, tag: str = "") -> None:
+        super().__init__()
+        self._tag = tag
 
     def best(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         tf.debugging.assert_none_equal(image_bytes, b"bad", message="cannot decode")
         size = tf.strings.length(image_bytes)
         digest = tf.strings.to_hash_bucket_fast(image_bytes, 1_000_000)
         caption = tf.strings.join(
-            ["size ", tf.strings.as_string(size), " hash ", tf.strings.as_string(digest)]
+            ["size ", tf.strings.as_string(size), " hash ", tf.strings.as_string(digest), self._tag]
         )
         count = tf.shape(image_bytes)[0]
         return {
@@ -79,9 +83,9 @@ class Untitled(tf.Module):
         return {contract.CAPTION: pixels}
 
 
-def save_tiny_model(model_dir: Path, version: int = 1) -> Path:
+def save_tiny_model(model_dir: Path, version: int = 1, tag: str = "") -> Path:
     """Writes MODELS/NAME/VERSION of TinyCaptioner; returns MODELS/NAME."""
-    module = TinyCaptioner()
+    module = TinyCaptioner(tag)
     names = (contract.SERVING_DEFAULT, contract.EXPLAIN, contract.NBEST)
     signatures = {name: getattr(module, name) for name in names}
     tf.saved_model.save(module, str(model_dir / str(version)), signatures=signatures)
@@ -102,10 +106,14 @@ def tiny_caption(image: bytes) -> str:
     return f"size {len(image)} hash {digest}"
 
 
+def _quiet(line: str) -> None:
+    """Takes a log line."""
+
+
 @contextlib.contextmanager
-def running_server(model: LoadedModel, name: str | None = None) -> Iterator[Server]:
-    """A real server on a free loopback port."""
-    server = Server(model, name=name, host="127.0.0.1", port=0)
+def running_server(model_dir: Path, name: str | None = None, **settings: Any) -> Iterator[Server]:
+    """A real server on free loopback ports."""
+    server = Server(model_dir, ServerSettings(name=name, **settings), log=_quiet)
     server.start()
     try:
         yield server
@@ -149,14 +157,13 @@ class ScriptedTransport:
         self.metadata_calls = 0
         self.closed = False
 
-    def predict(
-        self, signature: str, image_bytes: Sequence[bytes], timeout_s: float
-    ) -> dict[str, np.ndarray]:
+    def predict(self, signature: str, image_bytes: Sequence[bytes], timeout_s: float) -> Answer:
         self.calls.append((signature, list(image_bytes), timeout_s))
         self._takes()
         if self._failures:
             raise self._failures.pop(0)
-        return self._edit(self._inner.predict(signature, image_bytes, timeout_s))
+        answer = self._inner.predict(signature, image_bytes, timeout_s)
+        return Answer(self._edit(answer.outputs), answer.version)
 
     def metadata(self, timeout_s: float) -> ModelMetadata:
         self.metadata_calls += 1

@@ -15,7 +15,6 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from export import saved_model
 from export.graph_checks import check_batches
-from export.models_config import MODELS_CONFIG
 from export.module import look_at
 from export.samples import NO_IMAGE, Sample, sample_images
 from export.server_files import BATCH_SIZES
@@ -33,6 +32,7 @@ from model.vocabulary import Vocabulary
 from pipelines.records_job import preprocess
 from serving import contract
 from serving.contract import Status
+from serving.labels import MODELS_CONFIG
 from tests.export_fixtures import Exported, export, photographs
 from tests.preprocess_fixtures import jpeg, write_split
 from tests.preprocess_fixtures import settings as world_settings

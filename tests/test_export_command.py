@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import captionbeam
-from export.models_config import MODELS_CONFIG
+from serving.labels import MODELS_CONFIG
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def fixture_server(exported: Exported) -> Iterator[str]:
     name_dir = str(exported.version_dir.parent)
     command = [sys.executable, "-m", "captionbeam", "serve", "--model", name_dir]
     with subprocess.Popen(
-        [*command, "--port", "0"],
+        [*command, "--port", "0", "--rest_port", "0"],
         stdout=subprocess.PIPE,
         text=True,
         cwd=Path(captionbeam.__file__).parent,

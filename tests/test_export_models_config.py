@@ -7,8 +7,9 @@ import pytest
 from google.protobuf import text_format  # type: ignore[import-untyped]
 from tensorflow_serving.config import model_server_config_pb2
 
-from export.models_config import CANARY, MODELS_CONFIG, STABLE, read, updated
+from export.models_config import CANARY, STABLE, read, updated
 from model.errors import InvalidInput
+from serving.labels import MODELS_CONFIG
 
 
 def parse(text: str) -> model_server_config_pb2.ModelServerConfig:

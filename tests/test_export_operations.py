@@ -21,8 +21,8 @@ from model.preprocessing import KEEP, SQUASH, fingerprint
 from model.records import Manifest
 from model.vocabulary import Vocabulary
 from tests import tiny
+from tests.export_fixtures import SIZES
 
-SIZES = {"hidden_size": 16, "embedding_size": 8, "attention_size": 8, "max_length": 6}
 # Encoder's image_size, grid_size and aspect; changed settings. Each setting is in one of them.
 VARIANTS: dict[str, tuple[tuple[int, int, str], dict[str, Any]]] = {
     "defaults": ((64, 2, SQUASH), {}),

@@ -17,9 +17,10 @@ from google.protobuf import text_format  # type: ignore[import-untyped]
 from tensorflow_serving.config import model_server_config_pb2
 
 from export import publishing
-from export.models_config import CANARY, MODELS_CONFIG, STABLE
+from export.models_config import CANARY, STABLE
 from export.publishing import publish
 from model.errors import CheckFailed, InvalidInput
+from serving.labels import MODELS_CONFIG
 from tests.disks import small_disk
 
 ROOT = Path(__file__).parents[1]

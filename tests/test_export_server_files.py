@@ -11,33 +11,33 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from google.protobuf import text_format  # type: ignore[import-untyped]
 
-from export.models_config import MODELS_CONFIG
 from export.publishing import publish
 from export.server_files import (
     BATCH_SIZES,
-    BATCHING_FILE,
     COMPOSE_FILE,
     FLAGS,
     IMAGE,
     MONITORING_FILE,
-    REST_PORT,
     SSL_EXAMPLE_FILE,
     once_written,
 )
-from serving.contract import GRPC_PORT
+from serving import batching_parameters
+from serving.batching_parameters import BATCHING_FILE
+from serving.contract import GRPC_PORT, REST_PORT
+from serving.labels import MODELS_CONFIG
 from tests.serving_config import message
 
 DOCS = (Path(__file__).parents[1] / "docs" / "serving.md").read_text(encoding="utf-8")
 TEXTS = once_written("captioner")
 
 
-def test_the_largest_batch_is_the_last_that_is_allowed() -> None:
-    values = dict(re.findall(r"^(\w+) \{ value: (\d+) \}$", TEXTS[BATCHING_FILE], re.MULTILINE))
-    sizes = re.findall(r"^allowed_batch_sizes: (\d+)$", TEXTS[BATCHING_FILE], re.MULTILINE)
-    assert tuple(map(int, sizes)) == BATCH_SIZES == tuple(sorted(set(BATCH_SIZES)))
-    assert int(values["max_batch_size"]) == BATCH_SIZES[-1]
-    assert int(values["max_enqueued_batches"]) * BATCH_SIZES[-1] == 256
-    assert len(values) + len(sizes) == len(TEXTS[BATCHING_FILE].splitlines())
+def test_the_largest_batch_is_the_last_that_is_allowed(tmp_path: Path) -> None:
+    file = tmp_path / BATCHING_FILE
+    file.write_text(TEXTS[BATCHING_FILE])
+    found = batching_parameters.load(file)
+    assert found.allowed_batch_sizes == BATCH_SIZES
+    assert found.max_batch_size == BATCH_SIZES[-1]
+    assert found.max_enqueued_batches * found.max_batch_size == 256
 
 
 def test_monitoring_is_switched_on() -> None:

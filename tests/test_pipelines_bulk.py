@@ -23,7 +23,6 @@ from pipelines.bulk_job import BulkConfig, caption_all
 from pipelines.captioning import Clients, Target
 from pipelines.ledger import Ledger
 from pipelines.manifests import Columns
-from serving.loaded_model import LoadedModel
 from tests.bulk_fixtures import (
     NAME,
     POISON_COLOUR,
@@ -309,7 +308,7 @@ def test_the_command_says_the_same_in_process_and_through_the_server(
     common = ["bulk", "--input", str(photos), "--output"]
     assert captionbeam.main([*common, f"{tmp_path}/a", "--model", str(tiny_model)]) == 0
     assert "6 inputs = 6 captioned + 0 failed + 0 skipped" in capsys.readouterr().out
-    with running_server(LoadedModel(tiny_model)) as server:
+    with running_server(tiny_model) as server:
         assert captionbeam.main([*common, f"{tmp_path}/b", "--server", server.address]) == 0
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     expected = {path.name: tiny_caption(path.read_bytes()) for path in photos.iterdir()}

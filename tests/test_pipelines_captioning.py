@@ -25,8 +25,8 @@ from tests.bulk_fixtures import (
     write_photos,
 )
 
-IN_PROCESS = Target(model="models/fake", server=None, name=NAME)
-SERVER = Target(model=None, server="localhost:1", name=NAME)
+IN_PROCESS = Target(model="models/fake", server=None, model_name=NAME)
+SERVER = Target(model=None, server="localhost:1", model_name=NAME)
 BATCH = 4
 
 
@@ -179,6 +179,15 @@ def test_a_server_that_goes_away_ends_the_shard(tmp_path: Path) -> None:
 )
 def test_another_version_of_the_model_is_refused(versions: tuple[int, ...], tmp_path: Path) -> None:
     World.versions = versions
+    with pytest.raises(InvalidInput, match="version 4 answers, expected fake version 3"):
+        caption(items_of(write_photos(tmp_path, 2)), SERVER)
+
+
+def test_an_answer_of_another_version_is_refused_though_the_server_says_the_first(
+    tmp_path: Path,
+) -> None:
+    """One of several replicas, or a server that changed its model and changed it back."""
+    World.answers_tell = VERSION + 1
     with pytest.raises(InvalidInput, match="version 4 answers, expected fake version 3"):
         caption(items_of(write_photos(tmp_path, 2)), SERVER)
 

@@ -17,7 +17,7 @@ from model.image_bytes import canonicalise
 from pipelines.image_files import read_image_file
 from serving import caption
 from serving.client import connect
-from serving.loaded_model import LoadedModel
+from tests.replica_fixtures import Replica, make_certificate, running
 from tests.serving_fixtures import CELLS, running_server, save_tiny_model, tiny_caption
 
 
@@ -47,7 +47,7 @@ def test_captions_through_the_model_and_through_a_server(
     wanted = [f"{path}: {expected(path)}" for path in images]
     assert captionbeam.main(["caption", *images, f"--model={model_dir}"]) == 0
     assert capsys.readouterr().out.splitlines() == wanted
-    with running_server(LoadedModel(model_dir), name="other") as server:
+    with running_server(model_dir, name="other") as server:
         arguments = ["caption", *images, f"--server={server.address}", "--model_name=other"]
         assert captionbeam.main(arguments) == 0
         assert capsys.readouterr().out.splitlines() == wanted
@@ -99,14 +99,67 @@ def test_files_fail_in_the_words_of_the_pipelines(tmp_path: Path, model_dir: Pat
     assert rows[0]["message"] == "a pipe, expected a file"
 
 
-@pytest.mark.parametrize("target", [["--model=m"], []])
-def test_a_name_without_a_server_to_ask_is_refused(
-    target: list[str], capsys: pytest.CaptureFixture[str]
+COMMANDS = {
+    "caption": ["caption", "x.jpg"],
+    "bulk": ["bulk", "--input=photos", "--output=captions"],
+    "doctor": ["doctor"],
+}
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("model_name", "other"),
+        ("version_label", "stable"),
+        ("wait_s", "9.0"),
+        ("tls_ca", "ca.pem"),
+        ("tls_name", "captions.example"),
+    ],
+)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_flag_for_a_server_without_one_is_refused(
+    command: str, flag: str, value: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["caption", "x.jpg", *target] if target else ["doctor"]
-    assert captionbeam.main([*command, "--model_name=other"]) == 2
+    here = [] if command == "doctor" else ["--model=m"]
+    assert captionbeam.main([*COMMANDS[command], *here, f"--{flag}={value}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"captionbeam {command[0]}: --model_name other: without --server")
+    assert line.startswith(f"captionbeam {command}: --{flag} {value}: without --server, which ")
+    assert line.endswith("; leave it out")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_server_that_cannot_be_asked_is_one_line(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused = {
+        "a:1,b": ("--server a:1,b: ", []),
+        "a:1": ("--wait_s 0: ", ["--wait_s=0"]),
+        "b:1": ("--tls_name x: ", ["--tls_name=x"]),
+        "a:1,b:1": ("--server a:1,b:1: 2 hosts with --tls_ca", ["--tls_ca=ca.pem"]),
+    }
+    for server, (message, flags) in refused.items():
+        assert captionbeam.main([*COMMANDS[command], f"--server={server}", *flags]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"captionbeam {command}: {message}")
+
+
+def test_captions_over_tls_by_a_label_of_replicas(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    certificate = make_certificate(tmp_path / "ca.pem", ["captions.example"], [])
+    replicas = [Replica(tag, version=4, tls=certificate) for tag in ("a", "b")]
+    image = write_image(tmp_path / "red.png", (255, 0, 0))
+    for replica in replicas:
+        replica.captions_are_sizes = True
+    flags = ["--tls_ca", str(certificate.file), "--tls_name=captions.example", "--wait_s=60"]
+    with running(*replicas) as server:
+        arguments = ["caption", image, f"--server={server}", "--version_label=stable", *flags]
+        assert captionbeam.main([*arguments, "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    size = len(canonicalise(Path(image).read_bytes()).data)
+    assert row["caption"] in (f"a: {size}", f"b: {size}")
+    assert row["model_version"] == 4
+    assert {label for replica in replicas for label in replica.labels} == {"stable"}
 
 
 def test_json_has_a_row_for_each(

@@ -1,5 +1,6 @@
 """The client: pairing, splitting, retries, deadlines, and refusing models that are not ours."""
 
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -12,9 +13,10 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from model.errors import InvalidInput, ItemFailure, Reason
-from serving import client as client_module
 from serving import contract
-from serving.client import Client, RequestLimits, connect
+from serving.batches import RequestLimits
+from serving.batching_parameters import BATCHING_FILE, BatchingParameters
+from serving.client import Client, Target, connect
 from serving.contract import Status
 from serving.errors import (
     CallFailed,
@@ -23,7 +25,6 @@ from serving.errors import (
     ServerError,
     ServerUnavailable,
 )
-from serving.loaded_model import LoadedModel
 from serving.metadata import ModelMetadata
 from serving.retry import Clock, Retries
 from serving.transport import MAX_MESSAGE_BYTES, GrpcTransport, SavedModelTransport, Transport
@@ -53,7 +54,7 @@ def in_process(model_dir: Path) -> SavedModelTransport:
 
 @pytest.fixture(scope="module")
 def address(model_dir: Path) -> Iterator[str]:
-    with running_server(LoadedModel(model_dir)) as server:
+    with running_server(model_dir) as server:
         yield server.address
 
 
@@ -142,7 +143,8 @@ def test_the_halves_of_a_refused_request_share_its_deadline(
     transport = ScriptedTransport(in_process, takes_s=lambda: fake_time.sleep(1.0))
     clock = Clock(lambda: fake_time.now_s, fake_time.sleep, lambda: 0.0)
     Client(transport, timeout_s=10.0, clock=clock).caption_each([b"bad", b"a", b"b", b"c"])
-    assert [timeout for *_, timeout in transport.calls] == [10.0, 9.0, 8.0, 7.0, 6.0]
+    # The first attempt at each request may take half of what is left.
+    assert [timeout for *_, timeout in transport.calls] == [5.0, 4.5, 4.0, 3.5, 3.0]
 
 
 @pytest.mark.parametrize(
@@ -176,11 +178,11 @@ def test_a_row_with_a_status_is_a_failure_and_its_caption_is_not_used(
 
 
 def test_both_transports_give_the_same_tensors(in_process: Transport, address: str) -> None:
-    remote = GrpcTransport(address, "captioner")
+    remote = GrpcTransport(Target(None, address))
     try:
         for signature in contract.OUTPUTS:
-            here = in_process.predict(signature, IMAGES, 10)
-            there = remote.predict(signature, IMAGES, 10)
+            here = in_process.predict(signature, IMAGES, 10).outputs
+            there = remote.predict(signature, IMAGES, 10).outputs
             assert here.keys() == there.keys() == contract.OUTPUTS[signature].keys()
             for name, tensor in here.items():
                 assert_array_equal(tensor, there[name], strict=True)
@@ -265,7 +267,7 @@ def test_all_attempts_share_one_deadline(
     with pytest.raises(ServerUnavailable):
         Client(transport, timeout_s=10, retries=retries, clock=clock).caption([b"a"])
     # 4 s, pause 1 s, 4 s; a pause of 2 s would end behind the deadline.
-    assert [timeout_s for _, _, timeout_s in transport.calls] == [10, 5]
+    assert [timeout_s for _, _, timeout_s in transport.calls] == [5, 2.5]
     assert fake_time.now_s == 9
 
 
@@ -278,7 +280,7 @@ def test_each_request_of_a_long_list_has_its_own_deadline(
     transport = ScriptedTransport(in_process, takes_s=take_four_seconds)
     limits = RequestLimits(images=1)
     Client(transport, timeout_s=5, limits=limits, clock=clock).caption([b"a", b"b", b"c"])
-    assert [timeout_s for _, _, timeout_s in transport.calls] == [5, 5, 5]
+    assert [timeout_s for _, _, timeout_s in transport.calls] == [2.5, 2.5, 2.5]
 
 
 def short(tensor: np.ndarray) -> np.ndarray:
@@ -354,7 +356,7 @@ def test_a_client_closes_its_transport(in_process: Transport) -> None:
 
 
 def test_a_request_beyond_the_message_limit_is_not_retried(address: str) -> None:
-    remote = GrpcTransport(address, "captioner")
+    remote = GrpcTransport(Target(None, address))
     try:
         with pytest.raises(CallFailed) as caught:
             remote.predict(contract.SERVING_DEFAULT, [bytes(MAX_MESSAGE_BYTES)], 10)
@@ -363,9 +365,15 @@ def test_a_request_beyond_the_message_limit_is_not_retried(address: str) -> None
         remote.close()
 
 
-def test_answers_beyond_grpcs_default_of_4_mib_arrive(address: str) -> None:
+def test_answers_beyond_grpcs_default_of_4_mib_arrive(tmp_path: Path) -> None:
+    wide = BatchingParameters(max_batch_size=50_000, allowed_batch_sizes=())
+    (tmp_path / BATCHING_FILE).write_text(wide.to_text())
+    model_dir = save_tiny_model(tmp_path / "captioner")
     limits = RequestLimits(images=50_000)
-    with Client(GrpcTransport(address, "captioner"), limits=limits) as client:
+    with (
+        running_server(model_dir) as server,
+        Client(GrpcTransport(Target(None, server.address)), limits=limits) as client,
+    ):
         explained = client.explain([b"a"] * 50_000)
     assert len(explained) == 50_000
     assert explained[-1].caption == tiny_caption(b"a")
@@ -395,20 +403,20 @@ def test_connect_says_when_nobody_is_there() -> None:
         reserved.bind(("127.0.0.1", 0))
         place = f"127.0.0.1:{reserved.getsockname()[1]}"
         with pytest.raises(ServerUnavailable) as caught:
-            connect(model=None, server=place)
+            connect(model=None, server=place, wait_s=0.3)
     message = str(caught.value)
-    assert message.startswith(f"no server at {place} (UNAVAILABLE: ")
+    # A machine that stands still for a moment exceeds the deadline first.
+    assert re.match(rf"no server at {place} \((UNAVAILABLE|DEADLINE_EXCEEDED): ", message)
     assert "`captionbeam serve --model MODELS/captioner`" in message
     assert "\n" not in message
 
 
-def test_connect_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connect_does_not_wait_for_ever() -> None:
     """A listener that accepts and never answers."""
-    monkeypatch.setattr(client_module, "CONNECT_TIMEOUT_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         place = f"127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(ServerUnavailable, match=f"no server at {place}"):
-            connect(model=None, server=place)
+            connect(model=None, server=place, wait_s=0.3)
 
 
 def test_connect_names_an_unknown_model(address: str) -> None:

@@ -15,7 +15,7 @@ import pytest
 import captionbeam
 from serving import doctor
 from serving.doctor import FAIL, OK, WARN, Finding
-from serving.loaded_model import LoadedModel
+from serving.target import Target
 from tests.serving_fixtures import running_server, save_tiny_model
 
 Usage = namedtuple("Usage", "total used free")
@@ -134,11 +134,11 @@ def test_java(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_server(tmp_path: Path) -> None:
     assert next(doctor.check_server(None)).level == OK
-    model = LoadedModel(save_tiny_model(tmp_path / "captioner", version=5))
+    model = save_tiny_model(tmp_path / "captioner", version=5)
     with running_server(model) as server:
-        (found,) = doctor.check_server(server.address)
+        (found,) = doctor.check_server(Target(None, server.address))
         assert found == Finding(OK, f"server {server.address}: captioner version 5")
-        (found,) = doctor.check_server(server.address, "other")
+        (found,) = doctor.check_server(Target(None, server.address, "other"))
         assert found.level == FAIL
         assert "--model_name" in found.remedy
 

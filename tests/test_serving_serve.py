@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import requests
 
 import captionbeam
 from serving.client import connect
@@ -26,7 +27,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def serve(*flags: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "captionbeam.py", "serve", "--port=0", *flags]
+    command = [sys.executable, "captionbeam.py", "serve", "--port=0", "--rest_port=0", *flags]
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUNBUFFERED": ""}
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
@@ -51,6 +52,10 @@ def test_serves_until_a_signal_and_exits_0(
         with connect(model=None, server=ready[1], model_name=name) as client:
             assert client.model == (name, 10)
             assert client.caption([b"a"])[0].caption == tiny_caption(b"a")
+        rest = re.fullmatch(r"REST on (http://127\.0\.0\.1:\d+)\n", process.stdout.readline())
+        assert rest is not None
+        status = requests.get(f"{rest[1]}/v1/models/{name}", timeout=60).json()
+        assert status["model_version_status"][0]["state"] == "AVAILABLE"
         process.send_signal(number)
         assert process.wait(timeout=60) == 0
         assert process.stdout.read() == ""

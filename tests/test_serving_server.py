@@ -21,9 +21,11 @@ from tensorflow_serving.apis import (
 
 from model.errors import InvalidInput
 from serving import contract
+from serving.batching_parameters import BATCHING_FILE, BatchingParameters
 from serving.errors import ModelMismatch
-from serving.loaded_model import LoadedModel, find_version
-from serving.server import Server
+from serving.loaded_model import LoadedModel
+from serving.published import describe, find_version
+from serving.server import Server, ServerSettings
 from tests.serving_fixtures import (
     HYPOTHESES,
     TOKENS,
@@ -37,13 +39,13 @@ TIMEOUT_S = 30
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    return LoadedModel(save_tiny_model(tmp_path_factory.mktemp("models") / "tiny", version=7))
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny", version=7)
 
 
 @pytest.fixture(scope="module")
-def server(loaded: LoadedModel) -> Iterator[Server]:
-    with running_server(loaded) as server:
+def server(model_dir: Path) -> Iterator[Server]:
+    with running_server(model_dir) as server:
         yield server
 
 
@@ -214,15 +216,33 @@ def test_predict_names_what_the_graph_refuses_on_one_line(prediction: Any) -> No
     assert "node" not in message
 
 
-def test_messages_beyond_grpcs_default_of_4_mib_pass(prediction: Any) -> None:
+def test_messages_beyond_grpcs_default_of_4_mib_pass(tmp_path: Path) -> None:
     image = bytes(9 * 2**20)
-    response = prediction.Predict(predict_request([image]), timeout=TIMEOUT_S)
-    assert tf.make_ndarray(response.outputs[contract.CAPTION])[0].decode() == tiny_caption(image)
-    # TOKENS × CELLS × 4 bytes and more come back for each: 60,000 rows are over 4 MiB.
-    request = predict_request([b"a"] * 60_000, signature_name=contract.EXPLAIN)
-    response = prediction.Predict(request, timeout=TIMEOUT_S)
+    model_dir = save_tiny_model(tmp_path / "tiny")
+    wide = BatchingParameters(max_batch_size=60_000, allowed_batch_sizes=())
+    (tmp_path / BATCHING_FILE).write_text(wide.to_text())
+    with (
+        running_server(model_dir) as server,
+        grpc.insecure_channel(
+            server.address, options=[("grpc.max_receive_message_length", 64 * 2**20)]
+        ) as channel,
+    ):
+        prediction = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        response = prediction.Predict(predict_request([image]), timeout=TIMEOUT_S)
+        (caption,) = tf.make_ndarray(response.outputs[contract.CAPTION])
+        assert caption.decode() == tiny_caption(image)
+        # TOKENS × CELLS × 4 bytes and more come back for each: 60,000 rows are over 4 MiB.
+        request = predict_request([b"a"] * 60_000, signature_name=contract.EXPLAIN)
+        response = prediction.Predict(request, timeout=TIMEOUT_S)
     assert response.ByteSize() > 5 * 2**20
     assert tf.make_ndarray(response.outputs[contract.WORDS]).shape == (60_000, TOKENS)
+
+
+def test_a_request_of_more_images_than_a_batch_is_refused(prediction: Any) -> None:
+    assert refusal(prediction.Predict, predict_request([b"a"] * 33)) == (
+        "INVALID_ARGUMENT",
+        "Task size 33 is larger than maximum input batch size 32",
+    )
 
 
 def test_many_clients_at_once_get_their_own_captions(prediction: Any) -> None:
@@ -236,7 +256,8 @@ def test_many_clients_at_once_get_their_own_captions(prediction: Any) -> None:
         assert all(pool.map(ask, range(200)))
 
 
-def test_metadata_is_the_saved_models_own(prediction: Any, loaded: LoadedModel) -> None:
+def test_metadata_is_the_saved_models_own(prediction: Any, model_dir: Path) -> None:
+    _, expected = describe(find_version(model_dir))
     request = get_model_metadata_pb2.GetModelMetadataRequest(
         model_spec={"name": "tiny"}, metadata_field=["signature_def"]
     )
@@ -245,7 +266,7 @@ def test_metadata_is_the_saved_models_own(prediction: Any, loaded: LoadedModel) 
     definitions = get_model_metadata_pb2.SignatureDefMap()
     assert response.metadata["signature_def"].Unpack(definitions)
     for name in contract.OUTPUTS:
-        assert definitions.signature_def[name] == loaded.signature_defs[name]
+        assert definitions.signature_def[name] == expected[name]
         assert definitions.signature_def[name].method_name == "tensorflow/serving/predict"
 
 
@@ -334,45 +355,40 @@ def test_a_foreign_model_is_refused_with_every_difference(tmp_path: Path) -> Non
         assert part in message
 
 
-def test_a_taken_port_is_refused(loaded: LoadedModel, server: Server) -> None:
+def test_a_taken_port_is_refused(model_dir: Path, server: Server) -> None:
     port = int(server.address.rpartition(":")[2])
     with pytest.raises(InvalidInput, match=rf"cannot listen on 127.0.0.1:{port} .*--port"):
-        Server(loaded, host="127.0.0.1", port=port)
+        Server(model_dir, ServerSettings(port=port))
+    with pytest.raises(InvalidInput, match=rf"cannot listen on 127.0.0.1:{port} .*--rest_port"):
+        Server(model_dir, ServerSettings(rest_port=port))
     with pytest.raises(InvalidInput, match=r"port 70000: expected 0"):
-        Server(loaded, host="127.0.0.1", port=70000)
+        ServerSettings(port=70000)
 
 
 def test_stop_lets_a_call_under_way_finish(
-    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entered, release = threading.Event(), threading.Event()
+    run = LoadedModel.run
 
-    class Slow:
-        metadata = loaded.metadata
-        signature_defs = loaded.signature_defs
-        signature = loaded.signature
-        verify = loaded.verify
+    def slow(self: LoadedModel, *args: Any) -> Any:
+        entered.set()
+        assert release.wait(TIMEOUT_S)
+        return run(self, *args)
 
-        def predict(self, *args: Any) -> dict[str, np.ndarray]:
-            entered.set()
-            assert release.wait(TIMEOUT_S)
-            return loaded.predict(*args)
+    monkeypatch.setattr(LoadedModel, "run", slow)
+    with running_server(model_dir) as server, grpc.insecure_channel(server.address) as channel:
+        grpc_stop = server._grpc.stop
 
-    slow: Any = Slow()
-    server = Server(slow, name="slow", host="127.0.0.1", port=0)
-    grpc_stop = server._server.stop
+        def stop_then_release(grace_s: float) -> Any:
+            stopped = grpc_stop(grace_s)
+            # The server is stopping; without a grace the call would be cancelled by now.
+            release.set()
+            return stopped
 
-    def stop_then_release(grace_s: float) -> Any:
-        stopped = grpc_stop(grace_s)
-        # The server is stopping; without a grace the call would be cancelled by now.
-        release.set()
-        return stopped
-
-    monkeypatch.setattr(server._server, "stop", stop_then_release)
-    server.start()
-    with grpc.insecure_channel(server.address) as channel:
+        monkeypatch.setattr(server._grpc, "stop", stop_then_release)
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-        future = stub.Predict.future(predict_request([b"a"], name="slow"), timeout=TIMEOUT_S)
+        future = stub.Predict.future(predict_request([b"a"]), timeout=TIMEOUT_S)
         assert entered.wait(TIMEOUT_S)
         server.stop()
         outputs = future.result().outputs

@@ -1,0 +1,187 @@
+"""TensorFlow Serving's REST API over a Service, and /metrics, as an ASGI application.
+
+GET  /v1/models/NAME[/versions/V|/labels/L]             state of the versions
+GET  /v1/models/NAME[/versions/V|/labels/L]/metadata    signatures
+POST /v1/models/NAME[/versions/V|/labels/L]:predict     {"instances": [{"b64": …}, …]}
+GET  /metrics                                           counters, as Prometheus reads them
+"""
+
+import json
+import re
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import unquote
+
+import anyio
+import anyio.to_thread
+from google.protobuf import json_format  # type: ignore[import-untyped]
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from tensorflow_serving.apis import get_model_metadata_pb2
+
+from serving import contract, grpc_api, rest_json
+from serving.errors import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, CallFailed
+from serving.service import Asked, Service
+from serving.transport import SIGNATURE_DEF
+from serving.versions import Wanted
+
+# As TensorFlow Serving's --rest_api_timeout_in_ms.
+TIMEOUT_S = 30.0
+# Where Prometheus looks, and where monitoring.config puts TensorFlow Serving's.
+METRICS_PATHS = ("/metrics", "/monitoring/prometheus/metrics")
+
+_MODEL = (
+    r"/v1/models/(?P<name>[^/:]+)"
+    r"(?:/versions/(?P<version>\d{1,18})|/labels/(?P<label>[^/:]+))?"
+)
+_PREDICT = re.compile(_MODEL + r":predict", re.IGNORECASE)
+_ABOUT = re.compile(_MODEL + r"(?P<metadata>/metadata)?", re.IGNORECASE)
+# http_server.cc of TensorFlow Serving.
+_HTTP_STATUS = {
+    "CANCELLED": 499,
+    "INVALID_ARGUMENT": 400,
+    "DEADLINE_EXCEEDED": 504,
+    "NOT_FOUND": 404,
+    "RESOURCE_EXHAUSTED": 429,
+    "FAILED_PRECONDITION": 400,
+    "OUT_OF_RANGE": 400,
+    "UNIMPLEMENTED": 501,
+    "UNAVAILABLE": 503,
+}
+
+
+class RestApi:
+    """The application's endpoints.
+
+    Args:
+      service: what answers.
+      max_message_bytes: the largest request, counted as the bytes that its base64 stands for.
+      max_requests: answered at a time; more are refused at once.
+    """
+
+    def __init__(self, service: Service, max_message_bytes: int, max_requests: int) -> None:
+        self._service = service
+        self._max_body = max_message_bytes * 4 // 3
+        self._max_requests = max_requests
+        self._requests = 0
+        # Threads wait for the batch; each request has one.
+        self._threads = anyio.CapacityLimiter(max_requests)
+        metrics = [Route(path, self._metrics, methods=["GET"]) for path in METRICS_PATHS]
+        models = Route("/v1/{path:path}", self._models, methods=["GET", "POST"])
+        self.app = Starlette(routes=[*metrics, models])
+
+    async def _metrics(self, request: Request) -> Response:  # noqa: ARG002
+        text = self._service.monitor.to_text()
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def _models(self, request: Request) -> Response:
+        method, answer = self._route(request)
+        code = "INTERNAL"
+        try:
+            if self._requests >= self._max_requests:
+                raise CallFailed(
+                    RESOURCE_EXHAUSTED,
+                    f"{self._requests} requests are answered, at most {self._max_requests} may be; "
+                    "try again later",
+                )
+            self._requests += 1
+            try:
+                body = await self._body(request)
+                text = await anyio.to_thread.run_sync(answer, body, limiter=self._threads)
+            finally:
+                self._requests -= 1
+            code = "OK"
+            return Response(text, media_type="application/json")
+        except CallFailed as error:
+            code = error.code
+            return _refusal(error)
+        # Its traceback is the log's; the client gets JSON all the same.
+        except Exception as error:
+            traceback.print_exc()
+            return _refusal(CallFailed(code, f"{type(error).__name__}: see the server's log"))
+        finally:
+            self._service.monitor.count("rest", method, code)
+
+    def _route(self, request: Request) -> tuple[str, Callable[[bytes], str]]:
+        """Name of the RPC that a request stands for, and what answers it."""
+        path = request.scope["raw_path"].decode("ascii", "replace").partition("?")[0]
+        pattern = _PREDICT if request.method == "POST" else _ABOUT
+        match = pattern.fullmatch(path)
+        if match is None:
+
+            def refuse(body: bytes) -> str:  # noqa: ARG001
+                raise CallFailed(INVALID_ARGUMENT, f"Malformed request: {request.method} {path}")
+
+            return "unknown", refuse
+        name, label = unquote(match["name"]), match["label"]
+        wanted = Wanted(
+            None if match["version"] is None else int(match["version"]),
+            None if label is None else unquote(label),
+        )
+        if pattern is _PREDICT:
+            return "Predict", lambda body: self._predict(name, wanted, body)
+        if match["metadata"]:
+            return "GetModelMetadata", lambda _: self._metadata(name, wanted)
+        return "GetModelStatus", lambda _: self._status(name, wanted)
+
+    async def _body(self, request: Request) -> bytes:
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > self._max_body:
+                raise CallFailed(
+                    RESOURCE_EXHAUSTED,
+                    f"Received message larger than max ({len(body)} or more vs. {self._max_body})",
+                )
+        return bytes(body)
+
+    def _predict(self, name: str, wanted: Wanted, body: bytes) -> str:
+        deadline_s = time.time() + TIMEOUT_S
+        signature, layout, images = rest_json.parse(body)
+        asked = Asked(
+            model=name,
+            wanted=wanted,
+            signature=signature,
+            specs={contract.IMAGE_BYTES: rest_json.spec(images)},
+            decode=lambda: {contract.IMAGE_BYTES: images},
+            outputs=(),
+            deadline_s=deadline_s,
+        )
+        answer = rest_json.answer(layout, self._service.predict(asked).outputs)
+        # −inf is written as -Infinity, as TensorFlow Serving does.
+        return json.dumps(answer, ensure_ascii=False, indent=4)
+
+    def _metadata(self, name: str, wanted: Wanted) -> str:
+        response = grpc_api.metadata_response(self._service, name, wanted)
+        definitions = get_model_metadata_pb2.SignatureDefMap()
+        response.metadata[SIGNATURE_DEF].Unpack(definitions)
+        answer = {
+            "model_spec": _fields(response.model_spec, preserving_proto_field_name=True),
+            "metadata": {
+                SIGNATURE_DEF: _fields(definitions, preserving_proto_field_name=True),
+            },
+        }
+        return json.dumps(answer, indent=4)
+
+    def _status(self, name: str, wanted: Wanted) -> str:
+        response = grpc_api.status_response(self._service.status(name, wanted))
+        return json.dumps(_fields(response, preserving_proto_field_name=True), indent=1)
+
+
+def _refusal(error: CallFailed) -> Response:
+    return Response(
+        json.dumps({"error": error.message}),
+        _HTTP_STATUS.get(error.code, 500),
+        media_type="application/json",
+    )
+
+
+def _fields(message: Any, **options: bool) -> dict[str, Any]:
+    found: dict[str, Any] = json_format.MessageToDict(
+        message, always_print_fields_with_no_presence=True, **options
+    )
+    return found

@@ -1,0 +1,335 @@
+"""The local server in operation: health, TLS, overload, deadlines, the change of versions."""
+
+import contextlib
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import requests
+import tensorflow as tf
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+from model.errors import InvalidInput
+from serving import contract
+from serving.batching_parameters import BATCHING_FILE, BatchingParameters
+from serving.labels import MODELS_CONFIG
+from serving.loaded_model import LoadedModel
+from serving.server import Server, ServerSettings
+from serving.versions import State, Wanted
+from serving.warmup import WARMUP_FILE
+from tests.serving_fixtures import running_server, save_tiny_model, tiny_caption
+
+TIMEOUT_S = 60
+
+
+@pytest.fixture
+def model_dir(tmp_path: Path) -> Path:
+    return save_tiny_model(tmp_path / "tiny")
+
+
+@contextlib.contextmanager
+def predicting(server: Server, credentials: Any = None) -> Iterator[Any]:
+    if credentials is None:
+        channel = grpc.insecure_channel(server.address)
+    else:
+        channel = grpc.secure_channel(server.address, credentials)
+    with channel:
+        yield prediction_service_pb2_grpc.PredictionServiceStub(channel)
+
+
+def request(image: bytes, **spec: Any) -> Any:
+    asked = predict_pb2.PredictRequest(model_spec={"name": "tiny"} | spec)
+    asked.inputs[contract.IMAGE_BYTES].CopyFrom(tf.make_tensor_proto([image], dtype=tf.string))
+    return asked
+
+
+def caption(response: Any) -> str:
+    text: str = tf.make_ndarray(response.outputs[contract.CAPTION])[0].decode()
+    return text
+
+
+def code(call: Any) -> str:
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    error: Any = caught.value
+    name: str = error.code().name
+    return name
+
+
+def health(server: Server, service: str = "") -> str:
+    with grpc.insecure_channel(server.address) as channel:
+        asked = health_pb2.HealthCheckRequest(service=service)
+        answer = health_pb2_grpc.HealthStub(channel).Check(asked, timeout=TIMEOUT_S)
+    name: str = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    return name
+
+
+def test_health_is_serving_only_while_a_version_is_available(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server(model_dir, ServerSettings(), log=[].append)  # type: ignore[arg-type]
+    poll, seen = server.versions.poll, list[str]()
+
+    def look_first() -> None:
+        seen.append(health(server))
+        with predicting(server) as stub:
+            seen.append(code(lambda: stub.Predict(request(b"a"), timeout=TIMEOUT_S)))
+        poll()
+
+    monkeypatch.setattr(server.versions, "poll", look_first)
+    server.start()
+    try:
+        assert seen == ["NOT_SERVING", "NOT_FOUND"]
+        for service in ("", "tensorflow.serving.PredictionService"):
+            assert health(server, service) == "SERVING"
+    finally:
+        server.stop()
+
+
+def test_health_says_not_serving_while_the_server_drains(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_server(model_dir) as server:
+        stop, seen = server._watcher.stop, list[str]()
+
+        def look_first() -> None:
+            if not seen:
+                seen.append(health(server))
+            stop()
+
+        monkeypatch.setattr(server._watcher, "stop", look_first)
+        server.stop()
+        assert seen == ["NOT_SERVING"]
+
+
+def test_reflection_lists_the_services(model_dir: Path) -> None:
+    with running_server(model_dir) as server, grpc.insecure_channel(server.address) as channel:
+        database = ProtoReflectionDescriptorDatabase(channel)
+        assert set(database.get_services()) >= {
+            "tensorflow.serving.PredictionService",
+            "tensorflow.serving.ModelService",
+            "grpc.health.v1.Health",
+        }
+        file = database.FindFileContainingSymbol("tensorflow.serving.PredictionService")
+        assert "Predict" in [method.name for method in file.service[0].method]
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("no openssl to make a certificate with")
+    pem, key = tmp_path / "server.pem", tmp_path / "server.key"
+    command = [
+        *(openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+        *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
+        *("-out", str(pem), "-keyout", str(key)),
+    ]
+    subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT_S)
+    return pem, key
+
+
+def test_tls_on_both_ports(model_dir: Path, certificate: tuple[Path, Path]) -> None:
+    pem, key = certificate
+    with running_server(model_dir, rest_port=0, certificate=pem, key=key) as server:
+        credentials = grpc.ssl_channel_credentials(pem.read_bytes())
+        with predicting(server, credentials) as stub:
+            assert caption(stub.Predict(request(b"a"), timeout=TIMEOUT_S)) == tiny_caption(b"a")
+        with predicting(server) as stub:
+            assert code(lambda: stub.Predict(request(b"a"), timeout=TIMEOUT_S)) == "UNAVAILABLE"
+        url = f"https://{server.rest_address}/v1/models/tiny"
+        status = requests.get(url, verify=str(pem), timeout=TIMEOUT_S).json()
+        assert status["model_version_status"][0]["state"] == "AVAILABLE"
+
+
+def test_a_certificate_needs_its_key(certificate: tuple[Path, Path], tmp_path: Path) -> None:
+    pem, key = certificate
+    with pytest.raises(InvalidInput, match="expected both --tls_certificate and --tls_key"):
+        ServerSettings(certificate=pem)
+    with pytest.raises(InvalidInput, match="expected PEM files of a certificate and its key"):
+        ServerSettings(certificate=key, key=pem)
+    with pytest.raises(InvalidInput, match="nowhere"):
+        ServerSettings(certificate=tmp_path / "nowhere", key=key)
+
+
+class Gate:
+    """Holds every computation back until it is opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.opened = threading.Event()
+        self.entered = threading.Semaphore(0)
+        run = LoadedModel.run
+
+        def held(model: LoadedModel, *args: Any) -> Any:
+            self.entered.release()
+            assert self.opened.wait(TIMEOUT_S)
+            return run(model, *args)
+
+        monkeypatch.setattr(LoadedModel, "run", held)
+
+
+def test_beyond_the_queue_requests_are_refused_at_once(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two batches of one wait, one is computed.
+    small = BatchingParameters(1, 0, 2, 1, ())
+    (model_dir.parent / BATCHING_FILE).write_text(small.to_text())
+    with running_server(model_dir, rest_port=0) as server, predicting(server) as stub:
+        gate = Gate(monkeypatch)
+        images = [bytes(1 + number) for number in range(3)]
+        accepted = [stub.Predict.future(request(image), timeout=TIMEOUT_S) for image in images]
+        for _ in images:
+            assert gate.entered.acquire(timeout=TIMEOUT_S)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Predict(request(b"late"), timeout=TIMEOUT_S)
+        refused: Any = caught.value
+        assert refused.code().name == "RESOURCE_EXHAUSTED"
+        assert refused.details().startswith("3 images wait or are computed, at most 3 may")
+        url = f"http://{server.rest_address}/v1/models/tiny:predict"
+        answer = requests.post(url, json={"instances": ["late"]}, timeout=TIMEOUT_S)
+        assert answer.status_code == 429
+        # Who asks for the state of things is answered.
+        assert health(server) == "SERVING"
+        gate.opened.set()
+        assert [caption(call.result()) for call in accepted] == list(map(tiny_caption, images))
+        assert caption(stub.Predict(request(b"late"), timeout=TIMEOUT_S)) == tiny_caption(b"late")
+
+
+def test_a_request_whose_time_is_up_is_not_computed(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[float] = []
+    run = LoadedModel.run
+
+    def noted(model: LoadedModel, *args: Any) -> Any:
+        computed.append(args[2])
+        return run(model, *args)
+
+    monkeypatch.setattr(LoadedModel, "run", noted)
+    with running_server(model_dir) as server, predicting(server) as stub:
+        stub.Predict(request(b"a"))
+        stub.Predict(request(b"a"), timeout=TIMEOUT_S)
+    unlimited, limited = computed
+    # The protocol rounds a little.
+    assert time.time() < limited < time.time() + 2 * TIMEOUT_S < unlimited
+
+
+def publish(model_dir: Path, version: int) -> None:
+    """Makes a version that says its number in every caption, and renames it to its place."""
+    new = save_tiny_model(model_dir.parent / f"new-{version}", version, f" of {version}")
+    (new / str(version)).rename(model_dir / str(version))
+
+
+@pytest.mark.parametrize("changes", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_new_versions_are_taken_up_under_load_without_a_failed_request(
+    tmp_path: Path, changes: int
+) -> None:
+    model_dir = save_tiny_model(tmp_path / "tiny", tag=" of 1")
+    with running_server(model_dir) as server, predicting(server) as stub:
+        finished = threading.Event()
+
+        def ask(number: int) -> list[int]:
+            versions, image = [], bytes(number)
+            while not finished.is_set():
+                response = stub.Predict(request(image), timeout=TIMEOUT_S)
+                version = response.model_spec.version.value
+                assert caption(response) == f"{tiny_caption(image)} of {version}"
+                versions.append(version)
+            return versions
+
+        with ThreadPoolExecutor(4) as pool:
+            asking = [pool.submit(ask, 1 + number) for number in range(4)]
+            try:
+                for version in range(2, 2 + changes):
+                    publish(model_dir, version)
+                    for _ in range(10 * TIMEOUT_S):
+                        if [s.state for s in server.versions.status(version - 1)] == [State.END]:
+                            break
+                        finished.wait(0.1)
+            finally:
+                finished.set()
+            for answered in asking:
+                versions = answered.result()
+                # A call that began before a change may end after one that began behind it.
+                assert {versions[0], versions[-1]} == {1, 1 + changes}
+                assert versions == sorted(versions)
+
+
+def test_a_broken_version_does_not_disturb_the_one_that_serves(model_dir: Path) -> None:
+    with running_server(model_dir) as server, predicting(server) as stub:
+        shutil.copytree(model_dir / "1", model_dir / "2")
+        (model_dir / "2" / "variables" / "variables.index").write_bytes(b"broken")
+        shutil.copytree(model_dir / "1", model_dir / "3")
+        warm_up = model_dir / "3" / WARMUP_FILE
+        warm_up.parent.mkdir()
+        with tf.io.TFRecordWriter(str(warm_up)) as writer:
+            writer.write(b"no request")
+        server.versions.poll()
+        statuses = {status.version: status for status in server.versions.status()}
+        assert [statuses[v].state for v in (1, 2, 3)] == [State.AVAILABLE, State.END, State.END]
+        assert "2: cannot be loaded" in statuses[2].error
+        assert "warm-up request 1 fails" in statuses[3].error
+        response = stub.Predict(request(b"a"), timeout=TIMEOUT_S)
+        assert response.model_spec.version.value == 1
+
+
+def test_labels_of_models_config_choose_versions(model_dir: Path) -> None:
+    save_tiny_model(model_dir, version=2)
+    (model_dir.parent / MODELS_CONFIG).write_text(
+        'model_config_list { config { name: "tiny" version_labels { key: "stable" value: 1 } } }'
+    )
+    with running_server(model_dir, rest_port=0) as server, predicting(server) as stub:
+        answers = [
+            stub.Predict(request(b"a", **spec), timeout=TIMEOUT_S).model_spec.version.value
+            for spec in ({}, {"version_label": "stable"}, {"version": {"value": 2}})
+        ]
+        assert answers == [2, 1, 2]
+        url = f"http://{server.rest_address}/v1/models/tiny/labels/stable"
+        status = requests.get(url, timeout=TIMEOUT_S).json()
+        assert [found["version"] for found in status["model_version_status"]] == ["1"]
+        assert requests.post(f"{url}:predict", json={"instances": ["a"]}, timeout=TIMEOUT_S).ok
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_start(tmp_path: Path) -> None:
+    model_dir = save_tiny_model(tmp_path / "tiny")
+    (model_dir / "1" / "variables" / "variables.index").write_bytes(b"broken")
+    server = Server(model_dir, log=[].append)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match=r"1: cannot be loaded"):
+        server.start()
+
+
+def test_the_warm_up_is_replayed_before_a_version_answers(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warm_up = model_dir / "1" / WARMUP_FILE
+    warm_up.parent.mkdir()
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    with tf.io.TFRecordWriter(str(warm_up)) as writer:
+        for number in range(3):
+            log = prediction_log_pb2.PredictLog(request=request(bytes(number)))
+            record = prediction_log_pb2.PredictionLog(predict_log=log)
+            writer.write(record.SerializeToString())
+    ran: list[bytes] = []
+    run = LoadedModel.run
+
+    def noted(model: LoadedModel, signature: str, inputs: Any, *args: Any) -> Any:
+        ran.extend(inputs[contract.IMAGE_BYTES])
+        return run(model, signature, inputs, *args)
+
+    monkeypatch.setattr(LoadedModel, "run", noted)
+    with running_server(model_dir) as server:
+        assert ran == [b"", b"\0", b"\0\0"]
+        with server.versions.using(Wanted()) as model:
+            assert model.metadata.version == 1

@@ -1,0 +1,224 @@
+"""The REST API answers as TensorFlow Serving's does."""
+
+import base64
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+
+from serving import contract, rest_json
+from serving.errors import CallFailed
+from serving.server import Server
+from tests.serving_fixtures import CELLS, TOKENS, running_server, save_tiny_model, tiny_caption
+
+TIMEOUT_S = 60
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    model_dir = save_tiny_model(tmp_path_factory.mktemp("models") / "tiny", version=7)
+    with running_server(model_dir, rest_port=0, max_message_bytes=3 * 2**20) as server:
+        yield server
+
+
+@pytest.fixture
+def url(server: Server) -> str:
+    return f"http://{server.rest_address}/v1/models/tiny"
+
+
+def b64(image: bytes) -> dict[str, str]:
+    return {"b64": base64.b64encode(image).decode()}
+
+
+def post(url: str, body: Any) -> tuple[int, Any]:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    answer = requests.post(f"{url}:predict", data=data, timeout=TIMEOUT_S)
+    assert answer.headers["content-type"] == "application/json"
+    return answer.status_code, answer.json()
+
+
+IMAGES = [b"\xff\xd8\x00", b"", b"\x00" * 40]
+
+
+@pytest.mark.parametrize(
+    "instances",
+    [
+        [b64(image) for image in IMAGES],
+        [{"image_bytes": b64(image)} for image in IMAGES],
+    ],
+)
+def test_rows_are_answered_as_rows(url: str, instances: Any) -> None:
+    status, answer = post(url, {"instances": instances})
+    assert status == 200
+    assert list(answer) == ["predictions"]
+    assert [row["caption"] for row in answer["predictions"]] == [tiny_caption(i) for i in IMAGES]
+    first = answer["predictions"][0]
+    assert set(first) == set(contract.OUTPUTS[contract.SERVING_DEFAULT])
+    assert first["token_ids"] == [3, 4, 0, 0]
+    assert (first["length"], first["status"], first["log_prob"]) == (2, 0, -0.75)
+
+
+def test_columns_are_answered_as_columns(url: str) -> None:
+    images = [b64(image) for image in IMAGES]
+    for inputs in (images, {"image_bytes": images}):
+        status, answer = post(url, {"signature_name": "explain", "inputs": inputs})
+        assert status == 200
+        outputs = answer["outputs"]
+        assert outputs["caption"] == [tiny_caption(image) for image in IMAGES]
+        assert outputs["words"][0] == ["size", "3", "", ""]
+        assert [len(outputs["attention"][0]), len(outputs["attention"][0][0])] == [TOKENS, CELLS]
+        assert outputs["attention"][2][1] == [0.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+
+
+def test_a_version_can_be_asked_for(url: str) -> None:
+    status, answer = post(f"{url}/versions/7", {"instances": [b64(b"a")]})
+    assert (status, answer["predictions"][0]["caption"]) == (200, tiny_caption(b"a"))
+    assert post(f"{url}/versions/8", {"instances": [b64(b"a")]}) == (
+        404,
+        {"error": "Servable not found for request: Specific(tiny, 8)"},
+    )
+    assert post(f"{url}/labels/stable", {"instances": [b64(b"a")]}) == (
+        400,
+        {"error": "Unrecognized servable version label: stable"},
+    )
+    assert post(url.replace("tiny", "other"), {"instances": [b64(b"a")]}) == (
+        404,
+        {"error": "Servable not found for request: Latest(other)"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "JSON Parse error: The document is empty"),
+        (b"{", "JSON Parse error: "),
+        (b"\xff", "JSON Parse error: "),
+        (b"[" * 100_000, "JSON Parse error: "),
+        ([1], "JSON Value: [1] Is not object"),
+        ({}, "Missing 'inputs' or 'instances' key"),
+        ({"instances": [], "inputs": []}, "only one of 'inputs' or 'instances'"),
+        ({"instances": {}}, "Expecting 'instances' to be an list/array"),
+        ({"instances": []}, "No values in 'instances' array"),
+        ({"signature_name": 3, "instances": ["a"]}, "'signature_name' must be a string"),
+        ({"signature_name": "x", "instances": ["a"]}, 'Serving signature key "x" not found.'),
+        ({"instances": [3]}, "JSON Value: 3 Type: int is not of expected type: string"),
+        ({"instances": [None]}, "is not of expected type: string"),
+        ({"instances": [{"b64": 3}]}, "not formatted correctly for base64 data"),
+        ({"instances": [{"b64": "!"}]}, "Unable to base64 decode"),
+        ({"instances": [{"pixels": "a"}]}, "keys must be equal to: image_bytes"),
+        ({"instances": [["a"]]}, "Expects image_bytes to be string [?] but string [1,1]"),
+        ({"instances": [["a"], "b"]}, "found at incorrect level: 2"),
+        ({"instances": [["a"], ["b", "c"]]}, "Encountered list at unexpected size: 2"),
+        ({"inputs": {"pixels": ["a"]}}, "Missing named input: image_bytes in 'inputs' object."),
+        ({"inputs": "a"}, "Expects image_bytes to be string [?] but string [] is provided"),
+    ],
+)
+def test_a_wrong_body_is_named(url: str, body: Any, message: str) -> None:
+    status, answer = post(url, body)
+    assert status == 400
+    assert list(answer) == ["error"]
+    assert message in answer["error"]
+
+
+def test_a_list_nested_in_lists_is_refused_without_recursion(url: str) -> None:
+    nested = b'{"instances": ' + b"[" * 900 + b"]" * 900 + b"}"
+    status, answer = post(url, nested)
+    assert status == 400
+    assert "nested 900 lists deep" in answer["error"]
+
+
+def test_a_body_beyond_the_limit_is_refused(url: str) -> None:
+    fits = {"instances": [b64(bytes(2 * 2**20))]}
+    assert post(url, fits)[0] == 200
+    status, answer = post(url, {"instances": [b64(bytes(4 * 2**20))]})
+    assert status == 429
+    assert "Received message larger than max" in answer["error"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/models/tiny:predict"),
+        ("POST", "/v1/models/tiny"),
+        ("POST", "/v1/models/tiny:classify"),
+        ("GET", "/v1/models/tiny/versions/x"),
+        ("GET", "/v1/models/tiny/nothing"),
+        ("GET", "/v1/"),
+    ],
+)
+def test_other_paths_are_malformed(server: Server, method: str, path: str) -> None:
+    answer = requests.request(method, f"http://{server.rest_address}{path}", timeout=TIMEOUT_S)
+    assert answer.status_code == 400
+    assert answer.json() == {"error": f"Malformed request: {method} {path}"}
+
+
+def test_status_is_tensorflow_servings_json(url: str) -> None:
+    expected = {
+        "model_version_status": [
+            {
+                "version": "7",
+                "state": "AVAILABLE",
+                "status": {"error_code": "OK", "error_message": ""},
+            }
+        ]
+    }
+    for path in ("", "/versions/7"):
+        assert requests.get(url + path, timeout=TIMEOUT_S).json() == expected
+    missing = requests.get(f"{url}/versions/8", timeout=TIMEOUT_S)
+    assert missing.status_code == 404
+    assert missing.json() == {"error": "Could not find version 8 of model tiny"}
+
+
+def test_metadata_is_tensorflow_servings_json(url: str) -> None:
+    answer = requests.get(f"{url}/metadata", timeout=TIMEOUT_S).json()
+    assert answer["model_spec"] == {"name": "tiny", "signature_name": "", "version": "7"}
+    signatures = answer["metadata"]["signature_def"]["signature_def"]
+    image_bytes = signatures["serving_default"]["inputs"]["image_bytes"]
+    assert image_bytes["dtype"] == "DT_STRING"
+    assert image_bytes["tensor_shape"]["dim"] == [{"size": "-1", "name": ""}]
+    assert signatures["explain"]["method_name"] == "tensorflow/serving/predict"
+
+
+def test_metrics_count_requests_batches_and_times(server: Server, url: str) -> None:
+    def value(line: str) -> float:
+        text = requests.get(f"http://{server.rest_address}/metrics", timeout=TIMEOUT_S).text
+        found = [row for row in text.splitlines() if row.startswith(line + " ")]
+        return float(found[0].split()[-1]) if found else 0.0
+
+    ok = 'captionbeam_requests_total{api="rest",code="OK",method="Predict"}'
+    refused = 'captionbeam_requests_total{api="rest",code="INVALID_ARGUMENT",method="Predict"}'
+    images = 'captionbeam_images_total{signature="serving_default"}'
+    names = (ok, refused, images, "captionbeam_batch_size_sum", "captionbeam_batch_size_count")
+    times = ("captionbeam_queue_seconds_count", "captionbeam_compute_seconds_count")
+    before = [value(name) for name in (*names, *times)]
+    post(url, {"instances": [b64(image) for image in IMAGES]})
+    post(url, b"")
+    after = [value(name) for name in (*names, *times)]
+    # Three images are filled up to a batch of four.
+    assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1, 3, 4, 1, 1, 1]
+    assert value('captionbeam_model_version{model="tiny"}') == 7
+    assert value("captionbeam_images_under_way") == 0
+    where = f"http://{server.rest_address}/monitoring/prometheus/metrics"
+    assert "captionbeam_requests_total" in requests.get(where, timeout=TIMEOUT_S).text
+
+
+def test_numbers_are_as_short_as_their_type_allows() -> None:
+    outputs = {
+        "log_prob": np.array([0.2, -math.inf], np.float32),
+        "caption": np.array(["é".encode(), b""], dtype=object),
+    }
+    answer = rest_json.answer(rest_json.INPUTS, outputs)
+    assert json.dumps(answer["outputs"]["log_prob"]) == "[0.2, -Infinity]"
+    assert answer["outputs"]["caption"] == ["é", ""]
+
+
+def test_base64_is_taken_unpadded_and_in_lines() -> None:
+    text = base64.encodebytes(bytes(range(100))).decode().replace("=", "")
+    _, _, images = rest_json.parse(json.dumps({"instances": [{"b64": text}]}).encode())
+    assert images.tolist() == [bytes(range(100))]
+    with pytest.raises(CallFailed, match="Unable to base64 decode"):
+        rest_json.parse(json.dumps({"instances": [{"b64": "A"}]}).encode())
