@@ -33,7 +33,7 @@ _BY_USE = {
         BatchMatMulV2 BiasAdd Conv2D Einsum MatMul MaxPool Pad Relu Sigmoid Softmax Tanh
     """,
     "arithmetic": """
-        Abs AddV2 Cast Exp FloorDiv IsFinite Log Max Maximum Mean Min Minimum Mul Neg Pow Prod
+        Abs AddV2 Cast Exp FloorDiv IsFinite Log Max Maximum Mean Min Minimum Mul Neg Prod
         RealDiv Round Rsqrt Square Sub Sum
     """,
     "comparisons": """

@@ -48,7 +48,7 @@ def test_one_convolution_by_hand() -> None:
     # (3 x + 2 - 1) · 4 / √(8 + 1) + 5 of 6
     normalisation.set_weights([np.array([value]) for value in (4.0, 5.0, 1.0, 8.0)])
     folded = FoldedConvolution(convolution, normalisation)
-    assert float(folded(tf.fill([1, 1, 1, 1], 6.0))) == pytest.approx(19 * 4 / 3 + 5)
+    assert float(tf.squeeze(folded(tf.fill([1, 1, 1, 1], 6.0)))) == pytest.approx(19 * 4 / 3 + 5)
 
 
 def test_grids_are_those_of_the_network(network: keras.Model) -> None:
