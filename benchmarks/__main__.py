@@ -4,7 +4,16 @@ import importlib
 import os
 import sys
 
-NAMES = ("preprocess", "workers", "memory", "train", "step_profile", "self_critical", "bulk")
+NAMES = (
+    "preprocess",
+    "workers",
+    "memory",
+    "train",
+    "step_profile",
+    "self_critical",
+    "bulk",
+    "export",
+)
 
 
 def main() -> int:

@@ -70,6 +70,15 @@ def _measure(root: Path, length: int) -> tuple[float, str]:
 
 def export_untrained(root: Path, length: int) -> Path:
     """Publish an untrained model of the default sizes and this length; MODELS/NAME."""
+    trained, encoder = make_untrained(root / "model", length)
+    name_dir = root / "models" / "captioner"
+    module = CaptionModule(trained, encoder)
+    saved_model.publish(module, root / "model", name_dir, lambda _: None)
+    return name_dir
+
+
+def make_untrained(model_dir: Path, length: int) -> tuple[Trained, Encoder]:
+    """An untrained model of the default sizes and this length; MODEL_DIR with what export reads."""
     encoder = Encoder(SETTINGS)
     vocabulary = Vocabulary.build({f"word{index}": 1 for index in range(WORDS)}, 1)
     manifest = Manifest(
@@ -83,17 +92,13 @@ def export_untrained(root: Path, length: int) -> Path:
         ledger={},
         caption_ledger={},
     )
-    model_dir = root / "model"
     model_dir.mkdir()
     (model_dir / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     vocabulary.save(model_dir / VOCABULARY_FILE)
     keras.utils.set_random_seed(0)
     config = Config().updated([("search.max_length", length)])
     captioner = Captioner(config.decoder, len(vocabulary), manifest.grid_shape)
-    trained = Trained(captioner, vocabulary, config, manifest, step=0)
-    name_dir = root / "models" / "captioner"
-    saved_model.publish(CaptionModule(trained, encoder), model_dir, name_dir, lambda _: None)
-    return name_dir
+    return Trained(captioner, vocabulary, config, manifest, step=0), encoder
 
 
 def _first_batch(photographs: Photographs) -> list[Path]:

@@ -56,7 +56,7 @@ class CaptionModule(tf.Module):
         self.manifest = _manifest(trained, encoder)
         # Functions capture these; listed, they are saved. The Keras model itself is kept out of
         # the SavedModel, which needs none of Keras' own bookkeeping. The encoder's weights are
-        # constants of its graph, so that TensorFlow folds its batch normalisation.
+        # constants of its graph, batch normalisation folded into them.
         self.weights = [variable.value for variable in trained.captioner.weights]
         # The padding's word is no word.
         words = [

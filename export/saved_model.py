@@ -1,32 +1,29 @@
-"""Writes and publishes MODELS/NAME/VERSION: a SavedModel that TensorFlow Serving loads as is.
+"""Writes a version: a SavedModel that TensorFlow Serving loads as is, with its warm-up."""
 
-A version is written beside its place under a temporary name, which the server does not
-poll, verified, and published by one rename.
-"""
-
-import os
-import shutil
-import socket
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import tensorflow as tf
-from google.protobuf import text_format  # type: ignore[import-untyped]
 from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
-from tensorflow_serving.config import model_server_config_pb2
 
+from export import publishing
 from export.module import CaptionModule
+from export.samples import sample_image
+from export.server_files import BATCH_SIZES
+from export.versions import WARMUP_FILE
+from model.errors import InvalidInput
 from model.records import MANIFEST_FILE, VOCABULARY_FILE
 from serving import contract
 
-WARMUP_FILE = Path("assets.extra", "tf_serving_warmup_requests")
-MODELS_CONFIG, BATCHING_FILE = "models.config", "batching_parameters.txt"
-MONITORING_FILE = "monitoring.config"
-# The last is the largest batch that the server forms.
-BATCH_SIZES = (1, 2, 4, 8, 16, 32)
-# Where the tensorflow/serving image expects MODELS to be mounted.
-_CONTAINER_ROOT = "/models"
+# Signature and rows of each. The first call of a signature is what costs most, the first of a
+# size less; people ask for explanations one at a time.
+WARMUP_REQUESTS = (
+    *((contract.SERVING_DEFAULT, size) for size in BATCH_SIZES),
+    (contract.EXPLAIN, 1),
+    (contract.NBEST, 1),
+)
 
 
 def publish(
@@ -43,16 +40,25 @@ def publish(
     Returns:
       MODELS/NAME/VERSION.
     """
-    name_dir.mkdir(parents=True, exist_ok=True)
-    unpublished = name_dir / f".unpublished-{socket.gethostname()}-{os.getpid()}"
-    try:
-        write(module, model_dir, unpublished, name_dir.name)
+
+    def make(unpublished: Path) -> None:
+        try:
+            write(module, model_dir, unpublished, name_dir.name)
+        except tf.errors.OpError as error:
+            # TensorFlow's own writers met a full disk.
+            raise InvalidInput(
+                f"{name_dir}: cannot be written ({_reason(error)}), nothing is published; "
+                "make room there, or name another place"
+            ) from error
         verify(unpublished)
-        version_dir = _rename_to_next_version(unpublished, name_dir)
-    finally:
-        shutil.rmtree(unpublished, ignore_errors=True)
-    _write_server_files(name_dir)
-    return version_dir
+
+    return publishing.publish(name_dir, make)
+
+
+def _reason(error: tf.errors.OpError) -> str:
+    """What the system said, without TensorFlow's account of where it met it."""
+    first: str = error.message.partition("\n")[0]
+    return re.sub(r"\{\{.*?\}\}|\[Op:.*", "", first).rpartition("; ")[2].strip()[:200]
 
 
 def write(module: CaptionModule, model_dir: Path, path: Path, name: str) -> None:
@@ -67,74 +73,16 @@ def write(module: CaptionModule, model_dir: Path, path: Path, name: str) -> None
     warmup = path / WARMUP_FILE
     warmup.parent.mkdir()
     with tf.io.TFRecordWriter(str(warmup)) as writer:
-        for size in BATCH_SIZES:
-            writer.write(_warmup_log(name, size).SerializeToString())
+        for signature, rows in WARMUP_REQUESTS:
+            writer.write(_warmup_log(name, signature, rows).SerializeToString())
 
 
-def sample_image() -> bytes:
-    """A small JPEG that every model can caption: a grey-to-white ramp of 64 × 64 pixels."""
-    ramp = tf.cast(tf.linspace(128.0, 255.0, 64), tf.uint8)
-    pixels = tf.tile(ramp[tf.newaxis, :, tf.newaxis], [64, 1, 3])
-    return bytes(tf.io.encode_jpeg(pixels).numpy())
-
-
-def _warmup_log(name: str, batch_size: int) -> prediction_log_pb2.PredictionLog:
+def _warmup_log(name: str, signature: str, rows: int) -> prediction_log_pb2.PredictionLog:
     request = predict_pb2.PredictRequest(
-        model_spec=model_pb2.ModelSpec(name=name, signature_name=contract.SERVING_DEFAULT)
+        model_spec=model_pb2.ModelSpec(name=name, signature_name=signature)
     )
-    images = tf.make_tensor_proto([sample_image()] * batch_size)
+    images = tf.make_tensor_proto([sample_image()] * rows)
     request.inputs[contract.IMAGE_BYTES].CopyFrom(images)
     return prediction_log_pb2.PredictionLog(
         predict_log=prediction_log_pb2.PredictLog(request=request)
     )
-
-
-def _rename_to_next_version(unpublished: Path, name_dir: Path) -> Path:
-    """Publish under one more than the highest version; another export may take it first."""
-    while True:
-        taken = [int(child.name) for child in name_dir.iterdir() if child.name.isdecimal()]
-        version_dir = name_dir / str(max(taken, default=0) + 1)
-        try:
-            # Renaming a directory over one that is not empty fails.
-            unpublished.rename(version_dir)
-        except OSError:
-            if not version_dir.exists():
-                raise
-        else:
-            return version_dir
-
-
-def _write_server_files(name_dir: Path) -> None:
-    """Write what tensorflow_model_server is started with, beside NAME."""
-    models = name_dir.resolve().parent
-    config = model_server_config_pb2.ModelServerConfig()
-    names = [child.name for child in models.iterdir() if _has_versions(child)]
-    for name in sorted(names):
-        config.model_config_list.config.add(
-            name=name, base_path=f"{_CONTAINER_ROOT}/{name}", model_platform="tensorflow"
-        )
-    sizes = "".join(f"allowed_batch_sizes: {size}\n" for size in BATCH_SIZES)
-    files = {
-        MODELS_CONFIG: text_format.MessageToString(config),
-        BATCHING_FILE: (
-            f"max_batch_size {{ value: {BATCH_SIZES[-1]} }}\n"
-            "batch_timeout_micros { value: 5000 }\n"
-            "max_enqueued_batches { value: 64 }\n"
-            "num_batch_threads { value: 2 }\n" + sizes
-        ),
-        MONITORING_FILE: (
-            'prometheus_config { enable: true path: "/monitoring/prometheus/metrics" }\n'
-        ),
-    }
-    for file, text in files.items():
-        temporary = models / f".{file}-{os.getpid()}"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(models / file)
-
-
-def _has_versions(directory: Path) -> bool:
-    """Whether a directory is a model's NAME; what may not be looked into is none of ours."""
-    try:
-        return any(path.parent.name.isdecimal() for path in directory.glob("*/saved_model.pb"))
-    except OSError:
-        return False

@@ -92,7 +92,9 @@ class Drafts(NamedTuple):
     def read(self, step: StepFunction, settings: SearchSettings) -> tuple[tf.Tensor, "Drafts"]:
         """Let the model read the last words: logits [N·K, V], and drafts of its new state."""
         logits, state, attention = step(self.last, self.state)
-        seen = tf.reshape(attention, [tf.shape(self.log_prob)[0], settings.width, -1])
+        # P is known: of one cell, nothing else tells the loop that its shape stays.
+        cells = self.attention.shape[-1]
+        seen = tf.reshape(attention, [tf.shape(self.log_prob)[0], settings.width, cells])
         now = self._now(settings)[:, tf.newaxis]
         attention = tf.where(now, seen[:, :, tf.newaxis], self.attention)
         return logits, self._replace(state=state, attention=attention)

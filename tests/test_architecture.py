@@ -30,7 +30,9 @@ MAY_IMPORT = {
     "pipelines/records_view.py": FOR_ALL
     | {"pipelines", "model.photographs", "model.vocabulary", "model.records"}
     | {"model.record_check", "model.record_figures"},
-    "export": FOR_ALL | {"export", "model", "serving.contract"},
+    "export": FOR_ALL
+    | {"export", "model"}
+    | {f"serving.{name}" for name in ("contract", "batching_parameters", "labels")},
     "serving": FOR_ALL | {"serving", "model.image_bytes", "model.figures"},
     # The one guarded way to read a URL.
     "serving/caption.py": FOR_ALL
