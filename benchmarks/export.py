@@ -27,6 +27,11 @@ TARGET = 1.0
 class PlainEncoder(Encoder):
     """Asks the Keras network itself."""
 
+    @property
+    def variables(self) -> list[tf.Variable]:
+        """The network's own."""
+        return [weight.value for weight in self.network.weights]
+
     def __call__(self, images: tf.Tensor, extents: tf.Tensor | None = None) -> tf.Tensor:
         """As Encoder's."""
         return self.pool(self.network(images, training=False), extents)

@@ -55,9 +55,9 @@ class CaptionModule(tf.Module):
         super().__init__(name="captioner")
         self.manifest = _manifest(trained, encoder)
         # Functions capture these; listed, they are saved. The Keras model itself is kept out of
-        # the SavedModel, which needs none of Keras' own bookkeeping. The encoder's weights are
-        # constants of its graph, batch normalisation folded into them.
+        # the SavedModel, which needs none of Keras' own bookkeeping.
         self.weights = [variable.value for variable in trained.captioner.weights]
+        self.encoder_weights = list(encoder.variables)
         # The padding's word is no word.
         words = [
             "" if index == trained.vocabulary.pad_id else word

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from export import models_config
 from export.server_files import once_written
-from export.versions import is_version
 from model.errors import InvalidInput
+from serving.layout import is_version
 
 _LOCK_FILE = ".export.lock"
 _PREFIX = ".unpublished"

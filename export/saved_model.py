@@ -12,10 +12,10 @@ from export import publishing
 from export.module import CaptionModule
 from export.samples import sample_image
 from export.server_files import BATCH_SIZES
-from export.versions import WARMUP_FILE
 from model.errors import InvalidInput
 from model.records import MANIFEST_FILE, VOCABULARY_FILE
 from serving import contract
+from serving.layout import WARMUP_FILE
 
 # Signature and rows of each. The first call of a signature is what costs most, the first of a
 # size less; people ask for explanations one at a time.

@@ -12,9 +12,9 @@ from export import session_check
 from export.samples import NO_IMAGE, Sample
 from export.saved_model import WARMUP_REQUESTS
 from export.server_files import BATCH_SIZES
-from export.versions import WARMUP_FILE
 from model.errors import CheckFailed
 from serving import contract
+from serving.layout import WARMUP_FILE
 
 _TIMEOUT_S = 1800
 

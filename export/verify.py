@@ -22,13 +22,14 @@ from export.graph_checks import (
 from export.operations import check_operations
 from export.samples import Sample, sample_images, samples_of
 from export.session import Session, check_session
-from export.versions import ASSETS, SAVED_MODEL_FILE, WARMUP_FILE, check_published
+from export.versions import ASSETS, check_published
 from model.checkpoints import Trained, load_vocabulary
 from model.compatibility import check_fingerprint
 from model.encoder import Encoder
 from model.errors import CheckFailed, InvalidInput
 from model.records import MANIFEST_FILE, VOCABULARY_FILE, Manifest
 from serving import contract
+from serving.layout import SAVED_MODEL_FILE, WARMUP_FILE
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,11 @@
 from pathlib import Path
 
 from model.errors import InvalidInput
+from serving.layout import SAVED_MODEL_FILE, is_version
 
-SAVED_MODEL_FILE = "saved_model.pb"
 ASSETS = "assets"
-# TensorFlow Serving replays it before it calls a version available.
-WARMUP_FILE = Path("assets.extra", "tf_serving_warmup_requests")
 # Ours (export/record.py); the server reads no other file there than its warm-up.
 RECORD_FILE = Path("assets.extra", "verified.json")
-
-
-def is_version(path: Path) -> bool:
-    """By its name, as the server has it."""
-    return path.name.isascii() and path.name.isdecimal()
 
 
 def check_published(path: Path) -> None:

@@ -6,6 +6,7 @@ aspect ratio is kept, the pooling covers the picture and leaves out the padding:
 always lie over the whole photograph.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -114,6 +115,11 @@ class Encoder:
     def concurrency(self) -> int:
         """Calls that do best at once, each from a thread of its own."""
         return self._runtime.concurrency
+
+    @property
+    def variables(self) -> Sequence[tf.Variable]:
+        """What a graph that calls it reads; who saves such a graph saves them."""
+        return self._runtime.variables
 
     def __call__(
         self, images: np.ndarray | tf.Tensor, extents: np.ndarray | tf.Tensor | None = None

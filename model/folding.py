@@ -1,4 +1,4 @@
-"""Batch normalisation folded into the convolutions before it, all weights constants.
+"""Batch normalisation folded into the convolutions before it.
 
 A convolution with kernel W and bias b, then a normalisation by γ, β, μ and σ², is a convolution
 with kernel W·γ/√(σ² + ε) and bias (b - μ)·γ/√(σ² + ε) + β. TensorFlow does not find that by
@@ -15,9 +15,9 @@ _CONVOLUTION, _NORMALISATION = "_conv", "_bn"
 
 
 def fold(network: keras.Model) -> keras.Model:
-    """ResNet50 as a network without variables that computes what it does in inference.
+    """ResNet50 as a network that computes what it does in inference, with half of its layers.
 
-    It can be made while some graph is traced, which may not make variables.
+    It can be made while some graph is traced.
 
     Args:
       network: layers `NAME_conv` and `NAME_bn` follow one another.
@@ -41,6 +41,9 @@ class FoldedConvolution(keras.layers.Layer):
     Args:
       convolution: with a bias.
       normalisation: of its output.
+
+    Attributes:
+      folded: kernel and bias, not to be trained, in the dtype that it computes in.
     """
 
     def __init__(
@@ -54,13 +57,26 @@ class FoldedConvolution(keras.layers.Layer):
             weight.astype(np.float64) for weight in normalisation.get_weights()
         )
         scale = gamma / np.sqrt(variance + normalisation.epsilon)
-        self._kernel, self._bias = kernel * scale, (bias - mean) * scale + beta
+        weights = (kernel * scale, (bias - mean) * scale + beta)
+        # A graph that is traced may make no variables. As constants they would be copied wherever
+        # TensorFlow copies a graph: a server held five times as much memory.
+        with tf.init_scope():
+            self.folded = [
+                tf.Variable(tf.cast(value, self.compute_dtype), trainable=False)
+                for value in weights
+            ]
         self._strides, self._padding = convolution.strides, convolution.padding.upper()
 
     def call(self, images: tf.Tensor) -> tf.Tensor:
         """[N, H, W, C] → [N, H', W', C'], in the dtype of its input."""
-        kernel, bias = (tf.constant(value, images.dtype) for value in (self._kernel, self._bias))
+        kernel, bias = self.folded
         return tf.nn.bias_add(tf.nn.conv2d(images, kernel, self._strides, self._padding), bias)
+
+
+def weights(folded: keras.Model) -> list[tf.Variable]:
+    """All variables of what `fold` made, which holds them."""
+    layers = [layer for layer in folded.layers if isinstance(layer, FoldedConvolution)]
+    return [variable for layer in layers for variable in layer.folded]
 
 
 def _call(layer: keras.Layer, *inputs: Any, **settings: Any) -> Any:

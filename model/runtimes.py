@@ -8,16 +8,17 @@ import importlib.util
 import os
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from model.errors import InvalidInput
-from model.folding import fold
+from model.folding import fold, weights
 
 TENSORFLOW, OPENVINO, AUTO = RUNTIMES = ("tensorflow", "openvino", "auto")
 FLOAT32, MIXED_FLOAT16 = PRECISIONS = ("float32", "mixed_float16")
@@ -33,10 +34,12 @@ class Runtime(Protocol):
     Attributes:
       batch_size: images that a call does best with.
       concurrency: calls that do best at once, each from a thread of its own.
+      variables: of a graph that calls it; who saves the graph saves them.
     """
 
     batch_size: int
     concurrency: int
+    variables: Sequence[tf.Variable]
 
     def __call__(self, images: Any) -> Any:
         """float32 [N, S, S, 3] → float32 [N, S/32, S/32, F]."""
@@ -88,17 +91,18 @@ def has_gpu() -> bool:
 
 
 class TensorFlowRuntime:
-    """The network as a graph with its weights as constants and batch normalisation folded."""
+    """The network as a graph with batch normalisation folded."""
 
     concurrency = 1
 
     def __init__(self, network: keras.Model) -> None:
         self.batch_size = _BATCH_GPU if has_gpu() else _BATCH_CPU
-        self._frozen = freeze(network)
+        self.variables: Sequence[tf.Variable]
+        self._compute, self.variables = _folded(network)
 
     def __call__(self, images: Any) -> tf.Tensor:
         """Eagerly, or inside the graph that calls it."""
-        return tf.cast(self._frozen(tf.convert_to_tensor(images, tf.float32)), tf.float32)
+        return tf.cast(self._compute(tf.convert_to_tensor(images, tf.float32)), tf.float32)
 
 
 class OpenVinoRuntime:
@@ -108,6 +112,7 @@ class OpenVinoRuntime:
     """
 
     batch_size = _BATCH_CPU
+    variables: Sequence[tf.Variable] = ()
 
     def __init__(self, network: keras.Model) -> None:
         import openvino
@@ -160,13 +165,17 @@ def load(name: str, network: keras.Model) -> Runtime:
 
 
 def freeze(network: keras.Model) -> Any:
-    """A concrete function of the network in inference mode.
+    """A concrete function of the folded network with its weights as constants."""
+    # Named, so that the variables live until they are read.
+    compute, _variables = _folded(network)
+    return convert_variables_to_constants_v2(compute)
 
-    Its weights are constants, with batch normalisation folded into them.
-    """
+
+def _folded(network: keras.Model) -> tuple[Any, list[tf.Variable]]:
+    """A concrete function of the folded network in inference mode, and its variables."""
     signature = tf.TensorSpec([None, *network.input_shape[1:]], tf.float32)
     # Outside whatever graph asks for it first: an export's, for one.
     with tf.init_scope():
         folded = fold(network)
         graph = tf.function(lambda images: folded(images), input_signature=[signature])
-        return graph.get_concrete_function()
+        return graph.get_concrete_function(), weights(folded)

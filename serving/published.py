@@ -11,9 +11,8 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from model.errors import InvalidInput
 from serving import metadata
+from serving.layout import SAVED_MODEL_FILE, is_version
 from serving.metadata import ModelMetadata
-
-SAVED_MODEL_FILE = "saved_model.pb"
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Source:
     def versions(self) -> dict[int, ModelVersion]:
         """Those that are there now, by number; none where the directory cannot be read."""
         try:
-            paths = [path for path in self.name_dir.iterdir() if _is_version(path)]
+            paths = [path for path in self.name_dir.iterdir() if is_version(path)]
         except OSError:
             return {}
         found = {int(path.name): path for path in paths if path.is_dir()}
@@ -61,7 +60,7 @@ def find_source(model_dir: str | Path) -> Source:
     if not path.is_dir():
         raise InvalidInput(f"{model_dir}: no such directory; expected MODELS/NAME of `export`")
     if (path / SAVED_MODEL_FILE).is_file():
-        if not _is_version(path):
+        if not is_version(path):
             raise InvalidInput(
                 f"{model_dir}: a SavedModel outside a version directory; "
                 "expected a number as its name (MODELS/NAME/VERSION)"
@@ -97,10 +96,6 @@ def describe(found: ModelVersion) -> tuple[ModelMetadata, Mapping[str, Any]]:
     described = ModelMetadata(found.name, found.version, metadata.from_signature_defs(definitions))
     metadata.check(described)
     return described, definitions
-
-
-def _is_version(path: Path) -> bool:
-    return path.name.isascii() and path.name.isdecimal()
 
 
 def _signature_defs(path: Path) -> dict[str, Any]:

@@ -7,9 +7,8 @@ from tensorflow_serving.apis import prediction_log_pb2
 from model.errors import InvalidInput
 from serving import contract
 from serving.errors import CallFailed
+from serving.layout import WARMUP_FILE
 from serving.loaded_model import LoadedModel
-
-WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
 
 
 def warm_up(model: LoadedModel) -> int:

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     | {"model.record_check", "model.record_figures"},
     "export": FOR_ALL
     | {"export", "model"}
-    | {f"serving.{name}" for name in ("contract", "batching_parameters", "labels")},
+    | {f"serving.{name}" for name in ("contract", "batching_parameters", "labels", "layout")},
     "serving": FOR_ALL | {"serving", "model.image_bytes", "model.figures"},
     # The one guarded way to read a URL.
     "serving/caption.py": FOR_ALL

@@ -19,7 +19,6 @@ from export.module import look_at
 from export.samples import NO_IMAGE, Sample, sample_images
 from export.server_files import BATCH_SIZES
 from export.verify import verify
-from export.versions import WARMUP_FILE
 from model import dataset
 from model.checkpoints import load_encoder
 from model.decoding import search_captions
@@ -33,6 +32,7 @@ from pipelines.records_job import preprocess
 from serving import contract
 from serving.contract import Status
 from serving.labels import MODELS_CONFIG
+from serving.layout import WARMUP_FILE
 from tests.export_fixtures import Exported, export, photographs
 from tests.preprocess_fixtures import jpeg, write_split
 from tests.preprocess_fixtures import settings as world_settings
@@ -53,6 +53,19 @@ def test_published_signatures_are_the_contract(exported: Exported) -> None:
             assert answer[name].shape == tuple(sizes[dim] for dim in tensor.dims)
             expected = np.object_ if tensor.dtype == "string" else np.dtype(tensor.dtype)
             assert answer[name].dtype == expected
+
+
+def test_the_graph_holds_no_weights(exported: Exported) -> None:
+    """They are variables: TensorFlow copies a graph many times over, with its constants."""
+    graph, variables = (
+        sum(file.stat().st_size for file in exported.version_dir.glob(pattern))
+        for pattern in ("saved_model.pb", "variables/*")
+    )
+    weights = [*exported.module.weights, *exported.module.encoder_weights]
+    held = sum(variable.shape.num_elements() * variable.dtype.size for variable in weights)
+    assert held > 80 * 2**20
+    assert held < variables < held + 2**20
+    assert graph < 8 * 2**20
 
 
 @pytest.mark.slow

@@ -16,12 +16,13 @@ import captionbeam
 from export import record, saved_model
 from export.models_config import CANARY, STABLE
 from export.verify import Source, recheck, verify
-from export.versions import RECORD_FILE, WARMUP_FILE
+from export.versions import RECORD_FILE
 from model.encoder import Encoder
 from model.errors import CheckFailed, InvalidInput
 from model.vocabulary import Vocabulary
 from serving import contract
 from serving.labels import MODELS_CONFIG
+from serving.layout import WARMUP_FILE
 from tests.disks import small_disk
 from tests.export_fixtures import ENCODER_SETTINGS, Exported, export, save_model_dir
 from tests.test_export_publishing import labels

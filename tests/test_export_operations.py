@@ -11,7 +11,6 @@ from tensorflow.python.framework import op_def_registry
 from export import saved_model
 from export.module import CaptionModule
 from export.operations import ALLOWED, check_operations, operations
-from export.versions import SAVED_MODEL_FILE
 from model.captioner import Captioner
 from model.checkpoints import Trained
 from model.config import Config
@@ -20,6 +19,7 @@ from model.errors import CheckFailed
 from model.preprocessing import KEEP, SQUASH, fingerprint
 from model.records import Manifest
 from model.vocabulary import Vocabulary
+from serving.layout import SAVED_MODEL_FILE
 from tests import tiny
 from tests.export_fixtures import SIZES
 

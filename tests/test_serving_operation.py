@@ -24,10 +24,10 @@ from model.errors import InvalidInput
 from serving import contract
 from serving.batching_parameters import BATCHING_FILE, BatchingParameters
 from serving.labels import MODELS_CONFIG
+from serving.layout import WARMUP_FILE
 from serving.loaded_model import LoadedModel
 from serving.server import Server, ServerSettings
 from serving.versions import State, Wanted
-from serving.warmup import WARMUP_FILE
 from tests.serving_fixtures import running_server, save_tiny_model, tiny_caption
 
 TIMEOUT_S = 60
