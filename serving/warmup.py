@@ -6,6 +6,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from model.errors import InvalidInput
 from serving import contract
+from serving.batching_parameters import BATCHING_FILE
 from serving.errors import CallFailed
 from serving.layout import WARMUP_FILE
 from serving.loaded_model import LoadedModel
@@ -33,6 +34,7 @@ def warm_up(model: LoadedModel) -> int:
             count += 1
     except (tf.errors.OpError, DecodeError, TypeError, ValueError, CallFailed) as error:
         raise InvalidInput(
-            f"{file}: warm-up request {count + 1} fails ({error}); export the model again"
+            f"{file}: warm-up request {count + 1} fails ({error}); export the model "
+            f"again, or mend {BATCHING_FILE} beside it"
         ) from error
     return count

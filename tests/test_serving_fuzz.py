@@ -18,7 +18,7 @@ from tensorflow_serving.apis import predict_pb2
 from serving import contract
 from serving.contract import Status
 from serving.server import Server
-from tests.export_fixtures import export, photographs
+from tests.export_fixtures import export_unverified, photographs
 from tests.serving_fixtures import running_server
 
 TIMEOUT_S = 120
@@ -30,8 +30,8 @@ sizes = pytest.mark.parametrize("cases", [FEW, pytest.param(MANY, marks=pytest.m
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    exported = export(tmp_path_factory.mktemp("fuzz"))
-    with running_server(exported.version_dir.parent, rest_port=0) as server:
+    model_dir = export_unverified(tmp_path_factory.mktemp("fuzz"))
+    with running_server(model_dir, rest_port=0) as server:
         yield server
 
 
