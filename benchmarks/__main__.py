@@ -13,6 +13,7 @@ NAMES = (
     "self_critical",
     "bulk",
     "export",
+    "serving",
 )
 
 

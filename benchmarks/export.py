@@ -1,7 +1,7 @@
-"""The exported graph, its encoder frozen and folded, ÷ the same graph around the Keras network.
+"""The exported graph, its encoder folded, ÷ the same graph around the Keras network.
 
 Both read image files, search with the default sizes and say the same; the network of the plain side
-has its weights in variables and its batch normalisation as layers. The captioner is untrained, so
+has its batch normalisation as layers. The captioner is untrained, so
 that every caption runs to the mean length of coco80's captions.
 """
 
@@ -53,11 +53,11 @@ def main() -> None:
         sides.append(_side(loaded.signatures[contract.SERVING_DEFAULT], images))
         value, detail = compare(sides[1], sides[0])
     report(
-        "exported_frozen_and_folded_to_plain",
+        "exported_folded_to_plain",
         value,
         f">{TARGET}",
         f"images/s of serving_default, batch {BATCH}, captions of {MEAN_LENGTH} words, encoder "
-        f"frozen and folded / Keras' own, {COUNT} images: {detail}",
+        f"folded / Keras' own, {COUNT} images: {detail}",
     )
 
 

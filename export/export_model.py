@@ -88,6 +88,11 @@ def _check(args: argparse.Namespace) -> int:
         raise InvalidInput(
             f"--output {args.output} with --check, which writes nothing; leave it out"
         )
+    if args.encoder_weights is not None and args.model_dir is None:
+        raise InvalidInput(
+            f"--encoder_weights {args.encoder_weights} with --check, which needs them for the "
+            "model of --model_dir alone; give that too, or leave it out"
+        )
     from export.versions import check_published
 
     version_dir = args.check.resolve()

@@ -5,7 +5,10 @@ a socket is therefore refused by not being listed, and so is one that nobody has
 lack a kernel in the server, or on a GPU.
 """
 
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tensorflow.core.protobuf import saved_model_pb2
@@ -17,9 +20,8 @@ _BY_USE = {
         Const EnsureShape Identity NoOp PartitionedCall Placeholder StatefulPartitionedCall
         StatelessCase StatelessIf StatelessWhile StopGradient While
     """,
-    "weights and assets, read from the SavedModel's own files": """
-        AssignVariableOp DisableCopyOnRead MergeV2Checkpoints ReadVariableOp RestoreV2 SaveV2
-        ShardedFilename StaticRegexFullMatch VarHandleOp VarIsInitializedOp
+    "weights": """
+        DisableCopyOnRead ReadVariableOp VarHandleOp VarIsInitializedOp
     """,
     "a request's images, each for itself": """
         BatchDatasetV2 ConcatenateDataset DatasetToSingleElement IgnoreErrorsDataset OptionsDataset
@@ -49,9 +51,33 @@ _BY_USE = {
     """,
 }
 ALLOWED = frozenset(name for names in _BY_USE.values() for name in names.split())
+# They read and write files that their inputs name: how a model is loaded, no part of an answer.
+SAVER = frozenset(
+    [
+        "AssignVariableOp",
+        "MergeV2Checkpoints",
+        "RestoreV2",
+        "SaveV2",
+        "ShardedFilename",
+        "StaticRegexFullMatch",
+    ]
+)
 
 
-def operations(saved_model: Path) -> set[str]:
+@dataclass(frozen=True)
+class Operations:
+    """Kinds of operations in a SavedModel.
+
+    Attributes:
+      answering: that a signature runs.
+      other: that none does.
+    """
+
+    answering: frozenset[str]
+    other: frozenset[str]
+
+
+def operations(saved_model: Path) -> Operations:
     """Kinds of operations in every graph of a saved_model.pb and in their functions.
 
     Raises:
@@ -62,24 +88,64 @@ def operations(saved_model: Path) -> set[str]:
         message.ParseFromString(saved_model.read_bytes())
     except (OSError, DecodeError) as error:
         raise CheckFailed(f"{saved_model}: cannot be read ({error}); export again") from error
-    found: set[str] = set()
+    answering, everything = set[str](), set[str]()
     for meta in message.meta_graphs:
-        found.update(node.op for node in meta.graph_def.node)
-        functions = meta.graph_def.library.function
+        functions = {
+            function.signature.name: function for function in meta.graph_def.library.function
+        }
+        nodes = {node.name: node for node in meta.graph_def.node}
         # A node of a function may call another by name, as if it were an operation.
-        names = {function.signature.name for function in functions}
-        found.update(node.op for function in functions for node in function.node_def)
-        found -= names
-    return found
+        everything |= _kinds(nodes.values()) - set(functions)
+        for function in functions.values():
+            everything |= _kinds(function.node_def) - set(functions)
+        reached = list(_reached(_answers(meta, nodes), functions))
+        answering |= _kinds(reached) - set(functions)
+    return Operations(frozenset(answering), frozenset(everything - answering))
+
+
+def _kinds(nodes: Iterable[Any]) -> set[str]:
+    return {node.op for node in nodes}
+
+
+def _answers(meta: Any, nodes: Mapping[str, Any]) -> list[Any]:
+    """Nodes of the graph that the outputs of its signatures depend on."""
+    names = [
+        info.name
+        for name, signature in meta.signature_def.items()
+        # TensorFlow's own bookkeeping, which loads the weights.
+        if not name.startswith("__")
+        for info in signature.outputs.values()
+    ]
+    found: dict[str, Any] = {}
+    while names:
+        name = names.pop().removeprefix("^").partition(":")[0]
+        if name in nodes and name not in found:
+            found[name] = nodes[name]
+            names += nodes[name].input
+    return list(found.values())
+
+
+def _reached(nodes: Iterable[Any], functions: Mapping[str, Any]) -> Iterator[Any]:
+    """These nodes and those of all functions that they call, or name in any attribute."""
+    waiting, seen = list(nodes), set[str]()
+    while waiting:
+        node = waiting.pop()
+        yield node
+        named = {node.op}
+        for value in node.attr.values():
+            named |= {value.func.name, *(function.name for function in value.list.func)}
+        for name in (named & set(functions)) - seen:
+            seen.add(name)
+            waiting += functions[name].node_def
 
 
 def check_operations(saved_model: Path) -> int:
     """Count the kinds; raises CheckFailed naming those that are not allowed."""
     found = operations(saved_model)
-    others = sorted(found - ALLOWED)
+    others = sorted((found.answering - ALLOWED) | (found.other - ALLOWED - SAVER))
     if others:
         raise CheckFailed(
-            f"export: operations that no server is known to have: {', '.join(others)}; "
-            "see export/operations.py"
+            f"export: operations that no server is known to have, or that touch files: "
+            f"{', '.join(others)}; see export/operations.py"
         )
-    return len(found)
+    return len(found.answering | found.other)

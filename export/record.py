@@ -57,6 +57,11 @@ class Record:
 
     def check_captions(self, samples: Sequence[Sample]) -> None:
         """Compare what is said of the samples; raises CheckFailed naming the first that differs."""
+        if len(samples) != len(self.captions):
+            raise CheckFailed(
+                f"export: {len(samples)} samples here, {len(self.captions)} when it was published "
+                f"(TensorFlow {self.tensorflow}); check it with the captionbeam that published it"
+            )
         before = [Sample(one.image, **was) for one, was in zip(samples, self.captions, strict=True)]
         for row, (now, then) in enumerate(zip(samples, before, strict=True)):
             if not now.says_the_same_as(then):
@@ -103,12 +108,18 @@ def read(path: Path) -> Record:
 
 def _files(path: Path) -> dict[str, dict[str, Any]]:
     return {
-        file.relative_to(path).as_posix(): {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+        file.relative_to(path).as_posix(): _digest(file)
         for file in sorted(path.rglob("*"))
         if file.is_file() and file.relative_to(path) != RECORD_FILE
     }
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+def _digest(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as opened:
+            sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+        return {"bytes": file.stat().st_size, "sha256": sha256}
+    except OSError as error:
+        raise CheckFailed(
+            f"{file}: cannot be read ({error.strerror}); restore it from a copy or export again"
+        ) from error

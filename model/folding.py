@@ -17,8 +17,6 @@ _CONVOLUTION, _NORMALISATION = "_conv", "_bn"
 def fold(network: keras.Model) -> keras.Model:
     """ResNet50 as a network that computes what it does in inference, with half of its layers.
 
-    It can be made while some graph is traced.
-
     Args:
       network: layers `NAME_conv` and `NAME_bn` follow one another.
 
@@ -57,14 +55,12 @@ class FoldedConvolution(keras.layers.Layer):
             weight.astype(np.float64) for weight in normalisation.get_weights()
         )
         scale = gamma / np.sqrt(variance + normalisation.epsilon)
-        weights = (kernel * scale, (bias - mean) * scale + beta)
-        # A graph that is traced may make no variables. As constants they would be copied wherever
-        # TensorFlow copies a graph: a server held five times as much memory.
-        with tf.init_scope():
-            self.folded = [
-                tf.Variable(tf.cast(value, self.compute_dtype), trainable=False)
-                for value in weights
-            ]
+        # As constants they would be copied wherever TensorFlow copies a graph: a server held five
+        # times as much memory.
+        self.folded = [
+            tf.Variable(tf.cast(value, self.compute_dtype), trainable=False)
+            for value in (kernel * scale, (bias - mean) * scale + beta)
+        ]
         self._strides, self._padding = convolution.strides, convolution.padding.upper()
 
     def call(self, images: tf.Tensor) -> tf.Tensor:

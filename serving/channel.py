@@ -7,11 +7,10 @@ import grpc
 
 from model.errors import InvalidInput
 from serving import addresses
+from serving.contract import MAX_MESSAGE_MIB
 from serving.target import Target
 
-# gRPC receives 4 MiB unless told otherwise and sends any size. A few photographs are more,
-# and so are the weights that `explain` answers for some 1,000 images.
-MAX_MESSAGE_BYTES = 64 * 2**20
+MAX_MESSAGE_BYTES = MAX_MESSAGE_MIB * 2**20
 
 _SERVICE_CONFIG = {
     # The default, pick_first, would give one replica everything.

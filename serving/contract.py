@@ -25,6 +25,9 @@ STATUS = "status"
 
 GRPC_PORT = 8500
 REST_PORT = 8501
+# gRPC receives 4 MiB unless told otherwise. A few photographs are more, and so are the weights that
+# `explain` answers for some 1,000 images.
+MAX_MESSAGE_MIB = 64
 # What a model is called where nobody says otherwise: MODELS/captioner.
 DEFAULT_MODEL_NAME = "captioner"
 

@@ -2,6 +2,7 @@
 
 import math
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NoReturn
@@ -48,6 +49,10 @@ class GrpcApi(PredictionServiceServicer, ModelServiceServicer):
         except CallFailed as error:
             code = error.code
             _abort(context, error)
+        # Its traceback is the log's; the client gets a code that says whose fault it is.
+        except Exception as error:
+            traceback.print_exc()
+            _abort(context, CallFailed(code, f"{type(error).__name__}: see the server's log"))
         finally:
             self._service.monitor.count("grpc", method, code)
         return answered

@@ -8,5 +8,6 @@ WARMUP_FILE = Path("assets.extra", "tf_serving_warmup_requests")
 
 
 def is_version(path: Path) -> bool:
-    """Whether a directory is a version, by its name."""
-    return path.name.isascii() and path.name.isdecimal()
+    """Whether a directory is a version, by its name: a number of 63 bits."""
+    name = path.name
+    return name.isascii() and name.isdecimal() and int(name) < 2**63

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from model.errors import InvalidInput
+from model.errors import CaptionbeamError, InvalidInput
 from serving import contract, graph, published
 from serving.batching_parameters import BatchingParameters
 from serving.errors import DEADLINE_EXCEEDED, INVALID_ARGUMENT, RESOURCE_EXHAUSTED, CallFailed
 from serving.graph import Account
 from serving.metadata import Signature, TensorSpec
+from serving.published import ModelVersion
 
 _MAX_MESSAGE = 500
 
@@ -42,38 +43,44 @@ class LoadedModel:
       path: MODELS/NAME/VERSION.
     """
 
-    def __init__(self, model_dir: str | Path, batching: BatchingParameters | None = None) -> None:
+    def __init__(
+        self, model_dir: str | Path | ModelVersion, batching: BatchingParameters | None = None
+    ) -> None:
         """Loads MODELS/NAME (highest version) or MODELS/NAME/VERSION.
 
         Args:
-          model_dir: the directory.
+          model_dir: the directory, or a version that was found.
           batching: how calls that come together share a batch; None for each its own.
 
         Raises:
           InvalidInput: there is nothing to load, or it cannot be loaded.
           ModelMismatch: it is not a captionbeam model.
         """
-        found = published.find_version(model_dir)
+        found = (
+            model_dir if isinstance(model_dir, ModelVersion) else published.find_version(model_dir)
+        )
         self.path = found.path
-        self.metadata, self.signature_defs = published.describe(found)
         try:
+            self.metadata, self.signature_defs = published.describe(found)
             with tf.Graph().as_default() as loaded:
-                self._signatures = graph.build(found.path, batching)
+                signatures = graph.build(found.path, batching)
                 restore = tf.compat.v1.global_variables_initializer()
             self._session = tf.compat.v1.Session(graph=loaded)
             self._session.run(restore)
+            self._calls = {
+                name: self._session.make_callable(
+                    [signature.outputs, signature.account],
+                    feed_list=[signature.images, signature.deadlines_s],
+                )
+                for name, signature in signatures.items()
+            }
+        except CaptionbeamError:
+            raise
         # A broken file leads TensorFlow's loader to errors of every kind.
         except Exception as error:
             raise InvalidInput(
                 f"{found.path}: cannot be loaded ({_one_line(str(error))}); export it again"
             ) from error
-        self._calls = {
-            name: self._session.make_callable(
-                [signature.outputs, signature.account],
-                feed_list=[signature.images, signature.deadlines_s],
-            )
-            for name, signature in self._signatures.items()
-        }
 
     def close(self) -> None:
         """Frees the model; calls after it are errors."""
@@ -133,7 +140,7 @@ class LoadedModel:
             graph refuses or fails.
         """
         self.verify(signature, {name: _describe(array) for name, array in inputs.items()})
-        images = inputs[contract.IMAGE_BYTES]
+        images, declared = inputs[contract.IMAGE_BYTES], self.signature(signature).outputs
         try:
             outputs, account = self._calls[signature](images, np.full(len(images), deadline_s))
         except tf.errors.OpError as error:
@@ -144,11 +151,19 @@ class LoadedModel:
             raise CallFailed(INVALID_ARGUMENT, _one_line(message)) from error
         if not all(account.in_time):
             raise CallFailed(DEADLINE_EXCEEDED, "Deadline Exceeded before the batch began")
+        if not len(images):
+            # The scheduler passes no images by, and knows no shapes then.
+            outputs = {name: _no_rows(value, declared[name]) for name, value in outputs.items()}
         return Ran(outputs, account)
 
 
 def _names(names: Mapping[str, object] | set[str]) -> str:
     return "{" + ",".join(sorted(names)) + "}"
+
+
+def _no_rows(empty: np.ndarray, declared: TensorSpec) -> np.ndarray:
+    sizes = (declared.dims or (None,))[1:]
+    return empty.reshape([0, *(size or 0 for size in sizes)])
 
 
 def _describe(array: np.ndarray) -> TensorSpec:

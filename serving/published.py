@@ -40,9 +40,9 @@ class Source:
         """Those that are there now, by number; none where the directory cannot be read."""
         try:
             paths = [path for path in self.name_dir.iterdir() if is_version(path)]
+            found = {int(path.name): path for path in paths if path.is_dir()}
         except OSError:
             return {}
-        found = {int(path.name): path for path in paths if path.is_dir()}
         return {
             version: ModelVersion(path, self.name_dir.name, version)
             for version, path in found.items()

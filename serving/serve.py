@@ -15,12 +15,14 @@ it exits 0. For production, run the tensorflow/serving image on the same directo
 """
 
 import argparse
+import os
+import queue
 import signal
-import threading
+import sys
 from pathlib import Path
 
 from model.startup import import_tensorflow
-from serving.contract import GRPC_PORT, REST_PORT
+from serving.contract import GRPC_PORT, MAX_MESSAGE_MIB, REST_PORT
 
 _MIB = 2**20
 
@@ -52,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max_message_mib",
         type=int,
-        default=64,
+        default=MAX_MESSAGE_MIB,
         metavar="MIB",
         help="the largest request and answer (%(default)s)",
     )
@@ -61,7 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serves until a signal; raises InvalidInput for a model or address that cannot be used."""
     import_tensorflow()
-    from serving.server import Server, ServerSettings
+    from serving.server import Server
+    from serving.server_settings import ServerSettings
 
     settings = ServerSettings(
         name=args.model_name,
@@ -73,14 +76,18 @@ def run(args: argparse.Namespace) -> int:
         max_message_bytes=args.max_message_mib * _MIB,
     )
     server = Server(args.model, settings)
-    stop = threading.Event()
+    # Unlike an Event's, its lock may be taken by a handler that interrupts the waiting thread.
+    stop: queue.SimpleQueue[int] = queue.SimpleQueue()
     # Before the ready line: a launcher may stop the server as soon as it has read it.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda signum, _: stop.put(signum))
     server.start()
     scheme = "http" if args.tls_certificate is None else "https"
     print(f"serving {server.name} version {server.version} on {server.address}", flush=True)
     print(f"REST on {scheme}://{server.rest_address}", flush=True)
-    stop.wait()
-    server.stop()
+    stop.get()
+    if not server.stop():
+        print("calls under way have not ended in time and are cut off", file=sys.stderr, flush=True)
+        # Their threads would keep the process.
+        os._exit(1)
     return 0

@@ -6,11 +6,10 @@ it, if asked for. New versions are taken up while it runs. Status codes and mess
 Serving's own, except that an unknown signature is INVALID_ARGUMENT (there FAILED_PRECONDITION).
 """
 
-import ssl
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -33,9 +32,10 @@ from serving.loaded_model import LoadedModel
 from serving.monitoring import Monitor
 from serving.published import ModelVersion, find_source
 from serving.rest_api import RestApi
+from serving.server_settings import ServerSettings
 from serving.service import Service
-from serving.transport import MAX_MESSAGE_BYTES
-from serving.versions import Versions, Watcher
+from serving.versions import Versions
+from serving.watcher import Watcher
 
 # Longer than a full queue takes on two cores.
 STOP_GRACE_S = 30.0
@@ -47,53 +47,6 @@ _SERVICES = (
     prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name,
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
 )
-
-
-@dataclass(frozen=True)
-class ServerSettings:
-    """How a server listens.
-
-    Attributes:
-      name: what clients call the model; the directory's by default.
-      host: address to listen on.
-      port: of gRPC; 0 takes any free one.
-      rest_port: of REST, likewise; None for no REST.
-      certificate: PEM file of the certificate chain, for TLS on both ports.
-      key: PEM file of its key.
-      max_message_bytes: the largest request and answer.
-    """
-
-    name: str | None = None
-    host: str = "127.0.0.1"
-    port: int = 0
-    rest_port: int | None = None
-    certificate: Path | None = None
-    key: Path | None = None
-    max_message_bytes: int = MAX_MESSAGE_BYTES
-
-    def __post_init__(self) -> None:
-        """Checks ports, sizes, and that the certificate fits its key."""
-        for port in (self.port, self.rest_port or 0):
-            if not 0 <= port <= 65535:
-                raise InvalidInput(f"port {port}: expected 0 (any free one) to 65535")
-        if not 1 <= self.max_message_bytes < 2**31:
-            raise InvalidInput(
-                f"messages of {self.max_message_bytes} bytes: expected 1 to {2**31 - 1}"
-            )
-        if (self.certificate is None) != (self.key is None):
-            raise InvalidInput(
-                "a certificate without its key, or a key alone; expected both --tls_certificate "
-                "and --tls_key, or neither"
-            )
-        if self.certificate is not None:
-            try:
-                context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-                context.load_cert_chain(self.certificate, self.key)
-            except (OSError, ssl.SSLError) as error:
-                raise InvalidInput(
-                    f"{self.certificate}, {self.key}: {error}; expected PEM files of a certificate "
-                    "and its key"
-                ) from error
 
 
 class Server:
@@ -132,12 +85,12 @@ class Server:
         self.name = settings.name or source.name_dir.name
 
         def load(found: ModelVersion) -> LoadedModel:
-            return _warmed(LoadedModel(found.path, batching))
+            return _warmed(LoadedModel(found, batching))
 
         labels = LabelFile(models / MODELS_CONFIG, source.name_dir.name, self._log)
         self.versions = Versions(source, self.name, load, labels, self._log)
         self._monitor = Monitor()
-        service = Service(self.versions, batching.capacity, self._monitor)
+        service = Service(self.versions, batching, self._monitor)
         # Its other way of answering Watch holds a lock while it sends, and deadlocks the server
         # with a client that hangs up at that moment (grpcio-health-checking 1.81). The library
         # keeps the pool on its class, so it is never shut down.
@@ -145,7 +98,8 @@ class Server:
             experimental_non_blocking=False,
             experimental_thread_pool=ThreadPoolExecutor(_MAX_WATCHES, "health"),
         )
-        self._watcher = Watcher(self.versions, self._tell_health)
+        self._told: int | None = None
+        self._watcher = Watcher(self.versions, self._tell_health, self._log)
         most = batching.capacity + _SPARE_CALLS
         self._grpc = self._grpc_server(GrpcApi(service), most, settings)
         self.address = _bind(self._grpc, settings)
@@ -171,25 +125,34 @@ class Server:
         """
         self._tell_health()
         self._grpc.start()
-        if self._http is not None:
-            self._http.start()
-        self.versions.poll()
-        if self.version is None:
-            refused = [status for status in self.versions.status() if status.error]
+        try:
+            if self._http is not None:
+                self._http.start()
+            self.versions.poll()
+            if self.version is None:
+                refused = [status.error for status in self.versions.status() if status.error]
+                raise InvalidInput(refused[0] if refused else f"{self.name}: no version is left")
+        except BaseException:
             self.stop(0)
-            raise InvalidInput(refused[0].error if refused else f"{self.name}: no version is left")
+            raise
         self._tell_health()
         self._watcher.start()
 
-    def stop(self, grace_s: float = STOP_GRACE_S) -> None:
-        """Refuses new calls, lets those under way finish for `grace_s`, then returns."""
+    def stop(self, grace_s: float = STOP_GRACE_S) -> bool:
+        """Refuses new calls, lets those under way finish for `grace_s`, then returns.
+
+        Returns:
+          Whether all of them have, and every version is closed.
+        """
+        end_s = time.monotonic() + grace_s
         self._health.enter_graceful_shutdown()
-        self._watcher.stop()
+        # A version that is being loaded keeps nobody waiting.
+        self._watcher.ask_to_stop()
         stopped = self._grpc.stop(grace_s)
         if self._http is not None:
             self._http.stop(grace_s)
         stopped.wait()
-        self.versions.close()
+        return self.versions.close(max(0.1, end_s - time.monotonic()))
 
     def _grpc_server(self, api: GrpcApi, max_calls: int, settings: ServerSettings) -> grpc.Server:
         server = grpc.server(
@@ -214,8 +177,11 @@ class Server:
         self._monitor.serves(self.name, version)
         states = health_pb2.HealthCheckResponse
         state = states.NOT_SERVING if version is None else states.SERVING
-        for service in ("", *_SERVICES):
-            self._health.set(service, state)
+        # Each time it is set, every watcher gets a message.
+        if state != self._told:
+            for service in ("", *_SERVICES):
+                self._health.set(service, state)
+            self._told = state
 
 
 def _batching(file: Path) -> BatchingParameters:

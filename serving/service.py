@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from serving import contract
+from serving.batching_parameters import BatchingParameters
 from serving.errors import INVALID_ARGUMENT, NOT_FOUND, RESOURCE_EXHAUSTED, CallFailed
 from serving.loaded_model import LoadedModel
 from serving.metadata import TensorSpec
@@ -59,14 +60,15 @@ class Service:
 
     Args:
       versions: those of the model.
-      capacity: images that may wait or be computed at a time; more are refused at once.
+      batching: sizes of a batch, and so of a request, and of the queue; beyond that a request is
+        refused at once.
       monitor: what is counted where.
     """
 
-    def __init__(self, versions: Versions, capacity: int, monitor: Monitor) -> None:
+    def __init__(self, versions: Versions, batching: BatchingParameters, monitor: Monitor) -> None:
         self.versions = versions
         self.monitor = monitor
-        self._capacity = capacity
+        self._batching = batching
         self._under_way = 0
         self._counting = threading.Lock()
 
@@ -110,11 +112,17 @@ class Service:
 
     @contextlib.contextmanager
     def _admitted(self, images: int) -> Iterator[None]:
+        most, capacity = self._batching.max_batch_size, self._batching.capacity
+        if images > most:
+            raise CallFailed(
+                INVALID_ARGUMENT,
+                f"Task size {images} is larger than maximum input batch size {most}",
+            )
         with self._counting:
-            if self._under_way + images > max(self._capacity, images):
+            if self._under_way + images > capacity:
                 raise CallFailed(
                     RESOURCE_EXHAUSTED,
-                    f"{self._under_way} images wait or are computed, at most {self._capacity} may; "
+                    f"{self._under_way} images wait or are computed, at most {capacity} may; "
                     "try again later",
                 )
             self._under_way += images

@@ -17,8 +17,6 @@ from serving.errors import INVALID_ARGUMENT, NOT_FOUND, CallFailed
 from serving.loaded_model import LoadedModel
 from serving.published import ModelVersion, Source
 
-POLL_S = 1.0
-
 
 class State(Enum):
     """States of `get_model_status.proto`, by their numbers there."""
@@ -137,29 +135,46 @@ class Versions:
         """Looks at the directory once and makes the change, if there is one to make."""
         with self._polling:
             found = self._source.versions()
-            labels = {
-                label: version for label, version in self._read_labels().items() if version in found
-            }
-            labelled = set(labels.values())
-            for version in sorted(labelled):
+            asked = self._read_labels()
+            for version in sorted(set(asked.values()) & set(found)):
                 self._try(found[version])
             # The highest that can be loaded: a broken one leaves its place to the next.
             newest = next((v for v in sorted(found, reverse=True) if self._try(found[v])), None)
-            with self._changed:
-                self._labels = {
-                    label: version for label, version in labels.items() if version in self._loaded
-                }
-                gone = [v for v in self._loaded if v != newest and v not in labelled]
             # Where none can be loaded, or the directory cannot be read, what is there stays.
-            for version in gone if newest is not None else ():
+            if newest is None:
+                return
+            with self._changed:
+                self._labels = self._moved(asked)
+                kept = {newest, *self._labels.values()}
+                gone = [version for version in self._loaded if version not in kept]
+            for version in gone:
                 self._unload(version)
             self._forget(found)
 
-    def close(self) -> None:
-        """Closes every version once its calls have ended."""
-        with self._polling:
+    def close(self, timeout_s: float | None = None) -> bool:
+        """Closes every version once its calls have ended; False if they do not within the time."""
+        with self._changed:
+            ended = self._changed.wait_for(
+                lambda: all(loaded.calls == 0 for loaded in self._loaded.values()), timeout_s
+            )
+        # What is being loaded meanwhile goes with the process.
+        if ended and self._polling.acquire(blocking=False):
             for version in list(self._loaded):
                 self._unload(version)
+            self._polling.release()
+        return ended
+
+    def _moved(self, asked: Mapping[str, int]) -> dict[str, int]:
+        """Labels where they are asked to be, or where they were until that version is loaded."""
+        wanted = {
+            label: version if version in self._loaded else self._labels.get(label)
+            for label, version in asked.items()
+        }
+        return {
+            label: version
+            for label, version in wanted.items()
+            if version is not None and version in self._loaded
+        }
 
     def _resolve(self, wanted: Wanted) -> int:
         if wanted.label is not None:
@@ -221,37 +236,6 @@ class Versions:
                 if status.state is State.END and version not in found:
                     del self._status[version]
                     self._refused.pop(version, None)
-
-
-class Watcher:
-    """Polls versions in a thread of its own, every POLL_S seconds."""
-
-    def __init__(self, versions: Versions, after: Callable[[], None]) -> None:
-        """Starts nothing yet.
-
-        Args:
-          versions: what is polled.
-          after: called after each poll.
-        """
-        self._versions = versions
-        self._after = after
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="versions", daemon=True)
-
-    def start(self) -> None:
-        """Polls from now on."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ends the thread after the poll under way."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(POLL_S):
-            self._versions.poll()
-            self._after()
 
 
 def _modified(path: Path) -> float:

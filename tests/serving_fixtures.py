@@ -17,7 +17,8 @@ from serving import contract
 from serving.answers import Answer
 from serving.errors import CallFailed
 from serving.metadata import ModelMetadata
-from serving.server import Server, ServerSettings
+from serving.server import Server
+from serving.server_settings import ServerSettings
 
 TOKENS = 4
 CELLS = 6

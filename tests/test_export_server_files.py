@@ -56,14 +56,16 @@ def test_the_example_of_tls_holds_pem_text() -> None:
 
 
 def test_the_commands_in_the_docs_make_an_ssl_config(tmp_path: Path) -> None:
-    (command,) = re.findall(r"```sh\n([^`]*ssl\.config\n)```", DOCS)
+    (command,) = re.findall(r"```sh\n([^`]*ssl\.config\)\n)```", DOCS)
     pems = {"key.pem": "-----BEGIN X-----\na+/=\n-----END X-----\n", "cert.pem": "first\nsecond\n"}
     for name, text in pems.items():
         (tmp_path / name).write_text(text)
     (tmp_path / "models").mkdir()
     subprocess.run(["bash", "-euc", command], cwd=tmp_path, check=True)
-    config = message("SSLConfig")
-    text_format.Parse((tmp_path / "models" / "ssl.config").read_text(), config)
+    config, file = message("SSLConfig"), tmp_path / "models" / "ssl.config"
+    # It holds a private key.
+    assert file.stat().st_mode & 0o077 == 0
+    text_format.Parse(file.read_text(), config)
     assert [config.server_key, config.server_cert] == list(pems.values())
 
 

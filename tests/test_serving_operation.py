@@ -26,9 +26,17 @@ from serving.batching_parameters import BATCHING_FILE, BatchingParameters
 from serving.labels import MODELS_CONFIG
 from serving.layout import WARMUP_FILE
 from serving.loaded_model import LoadedModel
-from serving.server import Server, ServerSettings
+from serving.server import Server
+from serving.server_settings import ServerSettings
 from serving.versions import State, Wanted
-from tests.serving_fixtures import running_server, save_tiny_model, tiny_caption
+from tests.serving_fixtures import (
+    CELLS,
+    HYPOTHESES,
+    TOKENS,
+    running_server,
+    save_tiny_model,
+    tiny_caption,
+)
 
 TIMEOUT_S = 60
 
@@ -67,6 +75,17 @@ def code(call: Any) -> str:
     return name
 
 
+def code_or_ok(stub: Any, image: bytes) -> str:
+    """Status of a call that is given up at once."""
+    try:
+        stub.Predict(request(image), timeout=0.05)
+    except grpc.RpcError as error:
+        failed: Any = error
+        name: str = failed.code().name
+        return name
+    return "OK"
+
+
 def health(server: Server, service: str = "") -> str:
     with grpc.insecure_channel(server.address) as channel:
         asked = health_pb2.HealthCheckRequest(service=service)
@@ -97,20 +116,70 @@ def test_health_is_serving_only_while_a_version_is_available(
         server.stop()
 
 
-def test_health_says_not_serving_while_the_server_drains(
+def test_while_a_call_ends_the_draining_server_takes_no_other(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_server(model_dir) as server, predicting(server) as stub:
+        watch = health_pb2_grpc.HealthStub(grpc.insecure_channel(server.address)).Watch(
+            health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S
+        )
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        gate = Gate(monkeypatch)
+        under_way = stub.Predict.future(request(b"a"), timeout=TIMEOUT_S)
+        assert gate.entered.acquire(timeout=TIMEOUT_S)
+        with ThreadPoolExecutor(1) as pool:
+            stopped = pool.submit(server.stop)
+            # That it stops is seen by those who watch its health, and by its refusals.
+            assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            while not stopped.done():
+                if code_or_ok(stub, b"b") == "UNAVAILABLE":
+                    break
+            assert not stopped.done()
+            gate.opened.set()
+            assert stopped.result(TIMEOUT_S)
+        assert caption(under_way.result()) == tiny_caption(b"a")
+
+
+def test_a_call_that_does_not_end_in_time_is_said_to(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_server(model_dir) as server, predicting(server) as stub:
+        gate = Gate(monkeypatch)
+        under_way = stub.Predict.future(request(b"a"), timeout=TIMEOUT_S)
+        assert gate.entered.acquire(timeout=TIMEOUT_S)
+        assert not server.stop(grace_s=0.0)
+        assert under_way.code().name in {"CANCELLED", "UNAVAILABLE"}
+        gate.opened.set()
+
+
+def test_a_version_that_is_being_loaded_keeps_no_server_from_stopping(
     model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running_server(model_dir) as server:
-        stop, seen = server._watcher.stop, list[str]()
+        loading, opened = threading.Event(), threading.Event()
+        load = server.versions._load
 
-        def look_first() -> None:
-            if not seen:
-                seen.append(health(server))
-            stop()
+        def held(found: Any) -> Any:
+            loading.set()
+            assert opened.wait(TIMEOUT_S)
+            return load(found)
 
-        monkeypatch.setattr(server._watcher, "stop", look_first)
-        server.stop()
-        assert seen == ["NOT_SERVING"]
+        monkeypatch.setattr(server.versions, "_load", held)
+        publish(model_dir, 2)
+        assert loading.wait(TIMEOUT_S)
+        assert server.stop()
+        opened.set()
+
+
+def test_whoever_watches_its_health_hears_of_changes_alone(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_server(model_dir) as server:
+        told: list[Any] = []
+        monkeypatch.setattr(server._health, "set", lambda *state: told.append(state))
+        for _ in range(3):
+            server._tell_health()
+        assert told == []
 
 
 def test_clients_that_watch_its_health_and_hang_up_do_not_stop_it(model_dir: Path) -> None:
@@ -225,23 +294,51 @@ def test_beyond_the_queue_requests_are_refused_at_once(
         assert caption(stub.Predict(request(b"late"), timeout=TIMEOUT_S)) == tiny_caption(b"late")
 
 
-def test_a_request_whose_time_is_up_is_not_computed(
+def test_a_call_hands_its_deadline_to_the_batch(
     model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    computed: list[float] = []
+    handed: list[float] = []
     run = LoadedModel.run
 
     def noted(model: LoadedModel, *args: Any) -> Any:
-        computed.append(args[2])
+        handed.append(args[2])
         return run(model, *args)
 
     monkeypatch.setattr(LoadedModel, "run", noted)
     with running_server(model_dir) as server, predicting(server) as stub:
         stub.Predict(request(b"a"))
         stub.Predict(request(b"a"), timeout=TIMEOUT_S)
-    unlimited, limited = computed
+    unlimited, limited = handed
     # The protocol rounds a little.
     assert time.time() < limited < time.time() + 2 * TIMEOUT_S < unlimited
+
+
+def test_too_many_images_are_refused_for_what_they_are_though_others_wait(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = BatchingParameters(2, 0, 1, 1, ())
+    (model_dir.parent / BATCHING_FILE).write_text(small.to_text())
+    with running_server(model_dir) as server, predicting(server) as stub:
+        gate = Gate(monkeypatch)
+        under_way = stub.Predict.future(request(b"a"), timeout=TIMEOUT_S)
+        assert gate.entered.acquire(timeout=TIMEOUT_S)
+        # It declares many, and would be decoded into as many.
+        many = request(b"a")
+        many.inputs[contract.IMAGE_BYTES].tensor_shape.dim[0].size = 10**6
+        assert code(lambda: stub.Predict(many, timeout=TIMEOUT_S)) == "INVALID_ARGUMENT"
+        gate.opened.set()
+        assert caption(under_way.result()) == tiny_caption(b"a")
+
+
+@pytest.mark.parametrize("signature", list(contract.OUTPUTS))
+def test_no_images_have_no_rows(model_dir: Path, signature: str) -> None:
+    none = request(b"", signature_name=signature)
+    none.inputs[contract.IMAGE_BYTES].CopyFrom(tf.make_tensor_proto([], dtype=tf.string, shape=[0]))
+    with running_server(model_dir) as server, predicting(server) as stub:
+        outputs = stub.Predict(none, timeout=TIMEOUT_S).outputs
+    sizes = {"N": 0, "T": TOKENS, "P": CELLS, "K": HYPOTHESES}
+    for name, tensor in contract.OUTPUTS[signature].items():
+        assert tf.make_ndarray(outputs[name]).shape == tuple(sizes[dim] for dim in tensor.dims)
 
 
 def publish(model_dir: Path, version: int) -> None:
@@ -258,17 +355,18 @@ def test_new_versions_are_taken_up_under_load_without_a_failed_request(
     with running_server(model_dir) as server, predicting(server) as stub:
         finished = threading.Event()
 
-        def ask(number: int) -> list[int]:
-            versions, image = [], bytes(number)
+        answered: list[list[int]] = [[] for _ in range(4)]
+
+        def ask(number: int) -> None:
+            versions, image = answered[number], bytes(1 + number)
             while not finished.is_set():
                 response = stub.Predict(request(image), timeout=TIMEOUT_S)
                 version = response.model_spec.version.value
                 assert caption(response) == f"{tiny_caption(image)} of {version}"
                 versions.append(version)
-            return versions
 
         with ThreadPoolExecutor(4) as pool:
-            asking = [pool.submit(ask, 1 + number) for number in range(4)]
+            asking = [pool.submit(ask, number) for number in range(4)]
             try:
                 for version in range(2, 2 + changes):
                     publish(model_dir, version)
@@ -276,12 +374,14 @@ def test_new_versions_are_taken_up_under_load_without_a_failed_request(
                         if [s.state for s in server.versions.status(version - 1)] == [State.END]:
                             break
                         finished.wait(0.1)
+                # Everyone has asked again since.
+                while any(versions[-1] != 1 + changes for versions in answered):
+                    assert not any(asked.done() for asked in asking)
             finally:
                 finished.set()
-            for answered in asking:
-                versions = answered.result()
-                # A call that began before a change may end after one that began behind it.
-                assert {versions[0], versions[-1]} == {1, 1 + changes}
+            for asked, versions in zip(asking, answered, strict=True):
+                asked.result()
+                assert versions[0] == 1
                 assert versions == sorted(versions)
 
 

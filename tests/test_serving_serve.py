@@ -67,7 +67,7 @@ def test_refusals_are_one_line_and_exit_2(
     refused = {
         "no version in it": [f"--model={tmp_path}"],
         "no such directory": [f"--model={tmp_path / 'nowhere'}"],
-        "port 99999: expected 0": [f"--model={model_dir}", "--port=99999"],
+        "--port 99999: expected 0": [f"--model={model_dir}", "--port=99999"],
         "cannot listen on": [f"--model={model_dir}", "--port=0", "--host=192.0.2.1"],
     }
     for message, arguments in refused.items():

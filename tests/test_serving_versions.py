@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from model.errors import InvalidInput
+from serving import watcher
 from serving.errors import CallFailed
 from serving.labels import LabelFile, read_labels
 from serving.published import ModelVersion, Source
@@ -191,6 +192,55 @@ def test_labelled_versions_stay_loaded(world: World) -> None:
     assert world.poll() == [2, 3]
     assert world.answers(label="stable") == 2
     assert world.versions.number(Wanted(label="canary")) == 3
+
+
+def test_a_label_stays_where_it_is_until_its_new_version_is_loaded(world: World) -> None:
+    world.publish(1, 2)
+    world.labels = {"stable": 1}
+    world.poll()
+    world.publish(3)
+    world.broken = {3}
+    for moved in (3, 4):
+        world.labels = {"stable": moved}
+        assert world.poll() == [1, 2]
+        assert world.answers(label="stable") == 1
+    world.labels = {"stable": 2}
+    assert world.poll() == [2]
+    assert world.answers(label="stable") == 2
+    world.labels = {}
+    world.poll()
+    with pytest.raises(CallFailed, match="Unrecognized servable version label"):
+        world.answers(label="stable")
+
+
+def test_labels_stay_where_the_directory_cannot_be_read(world: World, tmp_path: Path) -> None:
+    world.publish(1, 2)
+    world.labels = {"stable": 1}
+    world.poll()
+    world.path.rename(tmp_path / "elsewhere")
+    assert world.poll() == [1, 2]
+    assert (world.answers(), world.answers(label="stable")) == (2, 1)
+
+
+def test_the_watcher_goes_on_after_an_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watcher, "POLL_S", 0.01)
+    polled, seen = threading.Semaphore(0), list[str]()
+    poll = world.versions.poll
+
+    def once_broken() -> None:
+        if not seen:
+            raise RuntimeError("no such dtype")
+        poll()
+
+    monkeypatch.setattr(world.versions, "poll", once_broken)
+    world.publish(1)
+    watching = watcher.Watcher(world.versions, polled.release, seen.append)
+    watching.start()
+    for _ in range(2):
+        assert polled.acquire(timeout=TIMEOUT_S)
+    watching.ask_to_stop()
+    assert seen == ["versions cannot be looked at (RuntimeError: no such dtype)"]
+    assert world.answers() == 1
 
 
 def test_a_fixed_version_is_the_only_one(tmp_path: Path) -> None:
