@@ -49,11 +49,19 @@ def read(models: Path) -> model_server_config_pb2.ModelServerConfig:
     return config
 
 
+def named(config: model_server_config_pb2.ModelServerConfig, name: str) -> set[int]:
+    """The versions of a model that the file names, whether they are there or not."""
+    entry = _entry(config, name)
+    if entry is None:
+        return set()
+    return {*entry.version_labels.values(), *entry.model_version_policy.specific.versions}
+
+
 def updated(
     config: model_server_config_pb2.ModelServerConfig,
     name: str,
     version: int,
-    versions: Collection[int],
+    older: Collection[int],
 ) -> str:
     """The file's text once a version is published.
 
@@ -61,29 +69,33 @@ def updated(
       config: what `read` gave; changed.
       name: of the model.
       version: the new one, which becomes `canary`.
-      versions: all that there are, the new one among them.
+      older: all others that there are.
     """
-    entries = config.model_config_list.config
-    entry = next((entry for entry in entries if entry.name == name), None)
+    entry = _entry(config, name)
     if entry is None:
-        entry = entries.add(
+        entry = config.model_config_list.config.add(
             name=name, base_path=f"{CONTAINER_ROOT}/{name}", model_platform=_PLATFORM
         )
     labels = entry.version_labels
-    for label in [label for label, labelled in labels.items() if labelled not in versions]:
+    for label in [label for label, labelled in labels.items() if labelled not in older]:
         # Its version was deleted: a server would refuse the file for it.
         del labels[label]
-    # Another export may have published a later one since.
-    labels[CANARY] = max(version, labels.get(CANARY, version))
+    labels[CANARY] = version
     if STABLE not in labels:
-        older = [other for other in versions if other < labels[CANARY]]
-        labels[STABLE] = max(older, default=labels[CANARY])
+        labels[STABLE] = max(older, default=version)
     policy = entry.model_version_policy
     if policy.HasField("specific"):
-        listed = {*policy.specific.versions, *labels.values()} & set(versions)
+        listed = {*policy.specific.versions, *labels.values()} & {*older, version}
         policy.specific.versions[:] = sorted(listed)
     elif policy.WhichOneof("policy_choice") is None:
         # A running server moves a label to versions alone that it has loaded, and refuses the
         # whole file until then: `specific` would keep it from ever loading the new one.
         policy.all.SetInParent()
     return str(text_format.MessageToString(config))
+
+
+def _entry(
+    config: model_server_config_pb2.ModelServerConfig, name: str
+) -> model_server_config_pb2.ModelConfig | None:
+    entries = config.model_config_list.config
+    return next((entry for entry in entries if entry.name == name), None)

@@ -59,18 +59,19 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _take_version(unpublished: Path, name_dir: Path) -> Path:
-    """Publish under one more than the highest version; a copy made by hand may take it first."""
+    """Publish under a number that nothing has or names; a copy made by hand may take it first."""
     models = name_dir.parent
     while True:
         config = models_config.read(models)
         taken = {int(child.name) for child in name_dir.iterdir() if is_version(child)}
-        version = max(taken, default=0) + 1
+        # A label whose version was deleted must not come to name this one.
+        version = max({0, *taken, *models_config.named(config, name_dir.name)}) + 1
         missing = {
             file: text
             for file, text in once_written(name_dir.name).items()
             if not (models / file).exists()
         }
-        text = models_config.updated(config, name_dir.name, version, {*taken, version})
+        text = models_config.updated(config, name_dir.name, version, taken)
         version_dir = name_dir / str(version)
         with _staged(models, {**missing, models_config.MODELS_CONFIG: text}) as staged:
             try:

@@ -7,7 +7,7 @@ import pytest
 from google.protobuf import text_format  # type: ignore[import-untyped]
 from tensorflow_serving.config import model_server_config_pb2
 
-from export.models_config import CANARY, STABLE, read, updated
+from export.models_config import CANARY, STABLE, named, read, updated
 from model.errors import InvalidInput
 from serving.labels import MODELS_CONFIG
 
@@ -23,8 +23,8 @@ def entry_of(text: str, name: str = "captioner") -> model_server_config_pb2.Mode
     return entry
 
 
-def export(text: str, version: int, versions: set[int]) -> str:
-    return updated(parse(text), "captioner", version, versions)
+def export(text: str, version: int, *older: int) -> str:
+    return updated(parse(text), "captioner", version, older)
 
 
 def labels(text: str) -> dict[str, int]:
@@ -32,7 +32,7 @@ def labels(text: str) -> dict[str, int]:
 
 
 def test_the_first_version_is_stable_and_canary() -> None:
-    entry = entry_of(export("", 1, {1}))
+    entry = entry_of(export("", 1))
     assert (entry.name, entry.base_path) == ("captioner", "/models/captioner")
     assert entry.model_platform == "tensorflow"
     assert dict(entry.version_labels) == {STABLE: 1, CANARY: 1}
@@ -41,30 +41,25 @@ def test_the_first_version_is_stable_and_canary() -> None:
 
 
 def test_a_later_version_is_canary_and_stable_stays() -> None:
-    second = export(export("", 1, {1}), 2, {1, 2})
+    second = export(export("", 1), 2, 1)
     assert labels(second) == {STABLE: 1, CANARY: 2}
-    third = export(second, 3, {1, 2, 3})
+    third = export(second, 3, 1, 2)
     assert labels(third) == {STABLE: 1, CANARY: 3}
     promoted = third.replace('key: "stable"\n      value: 1', 'key: "stable"\n      value: 3')
     assert promoted != third
-    assert labels(export(promoted, 4, {1, 2, 3, 4})) == {STABLE: 3, CANARY: 4}
+    assert labels(export(promoted, 4, 1, 2, 3)) == {STABLE: 3, CANARY: 4}
 
 
 def test_where_stable_was_deleted_the_newest_older_version_is() -> None:
-    text = export(export("", 1, {1}), 2, {1, 2})
-    assert labels(export(text, 4, {2, 3, 4})) == {STABLE: 3, CANARY: 4}
-    assert labels(export(text, 4, {4})) == {STABLE: 4, CANARY: 4}
+    text = export(export("", 1), 2, 1)
+    assert labels(export(text, 4, 2, 3)) == {STABLE: 3, CANARY: 4}
+    assert labels(export(text, 4)) == {STABLE: 4, CANARY: 4}
 
 
 def test_an_entry_without_labels_keeps_serving_what_it_served() -> None:
     """As exports wrote it before there were labels: the newest version was served."""
     text = 'model_config_list { config { name: "captioner" base_path: "/models/captioner" } }'
-    assert labels(export(text, 3, {1, 2, 3})) == {STABLE: 2, CANARY: 3}
-
-
-def test_a_slower_export_does_not_take_canary_back() -> None:
-    text = export(export("", 1, {1}), 3, {1, 2, 3})
-    assert labels(export(text, 2, {1, 2, 3})) == {STABLE: 1, CANARY: 3}
+    assert labels(export(text, 3, 1, 2)) == {STABLE: 2, CANARY: 3}
 
 
 BY_HAND = """
@@ -90,14 +85,19 @@ model_config_list {
 
 
 def test_what_was_set_by_hand_stays() -> None:
-    text = export(BY_HAND, 4, {1, 3, 4})
+    text = export(BY_HAND, 9, 1, 3)
     assert entry_of(text, "detector") == entry_of(BY_HAND, "detector")
     entry = entry_of(text)
     assert entry.base_path == "/mnt/captioner"
-    assert dict(entry.version_labels) == {STABLE: 3, CANARY: 4, "old": 1}
+    assert dict(entry.version_labels) == {STABLE: 3, CANARY: 9, "old": 1}
     # What has a label is loaded, what is not there is not asked for.
-    assert list(entry.model_version_policy.specific.versions) == [1, 3, 4]
+    assert list(entry.model_version_policy.specific.versions) == [1, 3, 9]
     assert [one.name for one in parse(text).model_config_list.config] == ["detector", "captioner"]
+
+
+def test_what_the_file_names_is_named_whether_it_is_there_or_not() -> None:
+    assert named(parse(BY_HAND), "captioner") == {1, 2, 3, 8}
+    assert named(parse(BY_HAND), "translator") == set()
 
 
 @pytest.mark.parametrize(

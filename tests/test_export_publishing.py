@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -41,6 +42,14 @@ def labels(models: Path, name: str) -> dict[str, int]:
     return dict(entry.version_labels)
 
 
+def promote(models: Path, version: int) -> None:
+    """Move `stable` from 1, as a person does."""
+    file = models / MODELS_CONFIG
+    before, after = (f'key: "{STABLE}"\n      value: {number}' for number in (1, version))
+    assert before in file.read_text()
+    file.write_text(file.read_text().replace(before, after))
+
+
 def everything(models: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(models)): path.read_bytes()
@@ -62,6 +71,18 @@ def test_each_version_is_one_more_than_the_highest(tmp_path: Path) -> None:
     (name_dir / "notes").mkdir()
     assert publish(name_dir, make) == name_dir / "8"
     assert sorted(path.name for path in name_dir.iterdir()) == ["1", "7", "8", "notes"]
+
+
+def test_the_number_of_a_deleted_version_is_not_given_again(tmp_path: Path) -> None:
+    """Else what a person said of the old one, with a label, would be said of the new one."""
+    name_dir = tmp_path / "captioner"
+    for _ in range(3):
+        publish(name_dir, make)
+    promote(tmp_path, 3)
+    assert labels(tmp_path, "captioner") == {STABLE: 3, CANARY: 3}
+    shutil.rmtree(name_dir / "3")
+    assert publish(name_dir, make).name == "4"
+    assert labels(tmp_path, "captioner") == {STABLE: 2, CANARY: 4}
 
 
 def test_exports_at_once_publish_versions_of_their_own(tmp_path: Path) -> None:
