@@ -25,12 +25,15 @@ _LOCK_FILE = ".export.lock"
 _PREFIX = ".unpublished"
 
 
-def publish(name_dir: Path, make: Callable[[Path], object]) -> Path:
+def publish(
+    name_dir: Path, make: Callable[[Path], object], note: Callable[[str], None] = print
+) -> Path:
     """Publish what is made as a new version of MODELS/NAME.
 
     Args:
       name_dir: MODELS/NAME.
       make: fills an empty directory and checks it; what it raises prevents publishing.
+      note: takes a line for each thing in models.config that a person has to know or do.
 
     Returns:
       MODELS/NAME/VERSION.
@@ -42,7 +45,10 @@ def publish(name_dir: Path, make: Callable[[Path], object]) -> Path:
         make(unpublished)
         _sync(unpublished)
         with _locked(name_dir.parent):
-            return _take_version(unpublished, name_dir)
+            version_dir, notes = _take_version(unpublished, name_dir)
+    for line in notes:
+        note(line)
+    return version_dir
 
 
 @contextmanager
@@ -58,7 +64,7 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _take_version(unpublished: Path, name_dir: Path) -> Path:
+def _take_version(unpublished: Path, name_dir: Path) -> tuple[Path, list[str]]:
     """Publish under a number that nothing has or names; a copy made by hand may take it first."""
     models = name_dir.parent
     while True:
@@ -71,7 +77,7 @@ def _take_version(unpublished: Path, name_dir: Path) -> Path:
             for file, text in once_written(name_dir.name).items()
             if not (models / file).exists()
         }
-        text = models_config.updated(config, name_dir.name, version, taken)
+        text, notes = models_config.updated(config, name_dir.name, version, taken)
         version_dir = name_dir / str(version)
         with _staged(models, {**missing, models_config.MODELS_CONFIG: text}) as staged:
             try:
@@ -84,7 +90,7 @@ def _take_version(unpublished: Path, name_dir: Path) -> Path:
             _sync_directory(name_dir)
             for temporary, path in staged.items():
                 temporary.replace(path)
-        return version_dir
+        return version_dir, notes
 
 
 @contextmanager

@@ -85,6 +85,19 @@ def test_the_number_of_a_deleted_version_is_not_given_again(tmp_path: Path) -> N
     assert labels(tmp_path, "captioner") == {STABLE: 2, CANARY: 4}
 
 
+def test_what_a_person_has_to_do_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(tmp_path / "captioner", make)
+    assert capsys.readouterr().out == ""
+    file = tmp_path / MODELS_CONFIG
+    listed = re.sub(r"all \{\s*\}", "specific { versions: 1 }", file.read_text())
+    file.write_text(listed)
+    publish(tmp_path / "captioner", make)
+    assert labels(tmp_path, "captioner") == {STABLE: 1, CANARY: 1}
+    assert "set canary to 2 once 2 is AVAILABLE" in capsys.readouterr().out
+
+
 def test_exports_at_once_publish_versions_of_their_own(tmp_path: Path) -> None:
     """Of two models, all at the same moment: none is lost, mixed with another or unlabelled."""
     names, each = ("one", "two"), 8
