@@ -57,11 +57,14 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
         raise InvalidInput(
-            f"{path}: cannot be written ({reason}), nothing is published; "
+            f"{path}: cannot be written ({_reason(error)}), nothing is published; "
             "make room there, or name another place"
         ) from error
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
 def _take_version(unpublished: Path, name_dir: Path) -> tuple[Path, list[str]]:
@@ -88,23 +91,44 @@ def _take_version(unpublished: Path, name_dir: Path) -> tuple[Path, list[str]]:
                     raise
                 continue
             _sync_directory(name_dir)
-            for temporary, path in staged.items():
-                temporary.replace(path)
+            try:
+                _replace(staged)
+            except OSError as error:
+                raise InvalidInput(
+                    f"{version_dir} is published, but {models_config.MODELS_CONFIG} could not be "
+                    f"replaced ({_reason(error)}): set {models_config.CANARY} to {version} by "
+                    "hand, or export again"
+                ) from error
         return version_dir, notes
 
 
 @contextmanager
 def _staged(directory: Path, texts: Mapping[str, str]) -> Iterator[dict[Path, Path]]:
     """Files on the disk under temporary names, which a full one refuses before anything changes."""
-    files = {directory / f".{name}.new": directory / name for name in texts}
+    # An operator's link stays one: what it leads to is replaced.
+    paths = [(directory / name).resolve() for name in texts]
+    files = {path.with_name(f".{path.name}.new"): path for path in paths}
     try:
-        for (temporary, _), text in zip(files.items(), texts.values(), strict=True):
+        for (temporary, path), text in zip(files.items(), texts.values(), strict=True):
+            # A killed export's may be one that cannot be written.
+            temporary.unlink(missing_ok=True)
             temporary.write_text(text, encoding="utf-8")
+            with suppress(FileNotFoundError):
+                shutil.copymode(path, temporary)
             _sync_file(temporary)
         yield files
     finally:
         for temporary in files:
-            temporary.unlink(missing_ok=True)
+            # What was published is, whether this succeeds or not.
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _replace(staged: Mapping[Path, Path]) -> None:
+    for temporary, path in staged.items():
+        temporary.replace(path)
+    for directory in {path.parent for path in staged.values()}:
+        _sync_directory(directory)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -182,6 +183,40 @@ def test_a_full_disk_leaves_no_half_version(
     assert everything(models) == before
     assert [path.name for path in (models / "captioner").iterdir()] == ["1"]
     assert publish(models / "captioner", make).name == "2"
+
+
+def test_a_disk_that_is_full_after_the_rename_does_not_take_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(tmp_path / "captioner", make)
+    before = (tmp_path / MODELS_CONFIG).read_text()
+    monkeypatch.setattr(Path, "replace", full)
+    expected = (
+        f"{tmp_path / 'captioner' / '2'} is published, but models.config could not be replaced "
+        "(No space left on device): set canary to 2 by hand, or export again"
+    )
+    with pytest.raises(InvalidInput, match=f"^{re.escape(expected)}$"):
+        publish(tmp_path / "captioner", make)
+    monkeypatch.undo()
+    assert_whole(tmp_path / "captioner" / "2")
+    assert (tmp_path / MODELS_CONFIG).read_text() == before
+    assert not list(tmp_path.glob(".*.new"))
+    assert publish(tmp_path / "captioner", make).name == "3"
+    assert labels(tmp_path, "captioner") == {STABLE: 1, CANARY: 3}
+
+
+def test_mode_and_link_of_models_config_stay(tmp_path: Path) -> None:
+    models, kept = tmp_path / "models", tmp_path / "kept" / "ours.config"
+    publish(models / "captioner", make)
+    kept.parent.mkdir()
+    (models / MODELS_CONFIG).rename(kept)
+    (models / MODELS_CONFIG).symlink_to(kept)
+    kept.chmod(0o640)
+    publish(models / "captioner", make)
+    assert (models / MODELS_CONFIG).readlink() == kept
+    assert labels(models, "captioner") == {STABLE: 1, CANARY: 2}
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o640
+    assert list(kept.parent.iterdir()) == [kept]
 
 
 def _full_for(name: str) -> Callable[..., int]:
