@@ -9,6 +9,7 @@ that holds them.
 import errno
 import fcntl
 import os
+import re
 import shutil
 import socket
 import uuid
@@ -142,7 +143,8 @@ def _place(name_dir: Path) -> Iterator[Path]:
             _remove_abandoned(name_dir)
             mine.mkdir()
             descriptor = stack.enter_context(_opened(mine))
-            # Where the filesystem has no locks, nobody can take one, and all is left alone.
+            # Where files alone can be locked, the next export locks no directory either, and leaves
+            # all alone. Where nothing can be, _locked has failed already.
             with suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield mine
@@ -151,7 +153,8 @@ def _place(name_dir: Path) -> Iterator[Path]:
 def _remove_abandoned(name_dir: Path) -> None:
     """Remove what exports of this machine left when they were killed: nobody holds its lock."""
     for left in name_dir.iterdir():
-        if not left.name.startswith(_ours()):
+        # Another host's name may begin with this one's.
+        if not re.fullmatch(re.escape(_ours()) + r"\d+-[0-9a-f]{8}", left.name):
             continue
         with suppress(OSError), _opened(left) as descriptor:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
