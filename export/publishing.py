@@ -9,6 +9,7 @@ that holds them.
 import errno
 import fcntl
 import os
+import re
 import shutil
 import socket
 import uuid
@@ -25,12 +26,15 @@ _LOCK_FILE = ".export.lock"
 _PREFIX = ".unpublished"
 
 
-def publish(name_dir: Path, make: Callable[[Path], object]) -> Path:
+def publish(
+    name_dir: Path, make: Callable[[Path], object], note: Callable[[str], None] = print
+) -> Path:
     """Publish what is made as a new version of MODELS/NAME.
 
     Args:
       name_dir: MODELS/NAME.
       make: fills an empty directory and checks it; what it raises prevents publishing.
+      note: takes a line for each thing in models.config that a person has to know or do.
 
     Returns:
       MODELS/NAME/VERSION.
@@ -42,7 +46,10 @@ def publish(name_dir: Path, make: Callable[[Path], object]) -> Path:
         make(unpublished)
         _sync(unpublished)
         with _locked(name_dir.parent):
-            return _take_version(unpublished, name_dir)
+            version_dir, notes = _take_version(unpublished, name_dir)
+    for line in notes:
+        note(line)
+    return version_dir
 
 
 @contextmanager
@@ -51,26 +58,30 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
         raise InvalidInput(
-            f"{path}: cannot be written ({reason}), nothing is published; "
+            f"{path}: cannot be written ({_reason(error)}), nothing is published; "
             "make room there, or name another place"
         ) from error
 
 
-def _take_version(unpublished: Path, name_dir: Path) -> Path:
-    """Publish under one more than the highest version; a copy made by hand may take it first."""
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _take_version(unpublished: Path, name_dir: Path) -> tuple[Path, list[str]]:
+    """Publish under a number that nothing has or names; a copy made by hand may take it first."""
     models = name_dir.parent
     while True:
         config = models_config.read(models)
         taken = {int(child.name) for child in name_dir.iterdir() if is_version(child)}
-        version = max(taken, default=0) + 1
+        # A label whose version was deleted must not come to name this one.
+        version = max({0, *taken, *models_config.named(config, name_dir.name)}) + 1
         missing = {
             file: text
             for file, text in once_written(name_dir.name).items()
             if not (models / file).exists()
         }
-        text = models_config.updated(config, name_dir.name, version, {*taken, version})
+        text, notes = models_config.updated(config, name_dir.name, version, taken)
         version_dir = name_dir / str(version)
         with _staged(models, {**missing, models_config.MODELS_CONFIG: text}) as staged:
             try:
@@ -81,23 +92,44 @@ def _take_version(unpublished: Path, name_dir: Path) -> Path:
                     raise
                 continue
             _sync_directory(name_dir)
-            for temporary, path in staged.items():
-                temporary.replace(path)
-        return version_dir
+            try:
+                _replace(staged)
+            except OSError as error:
+                raise InvalidInput(
+                    f"{version_dir} is published, but {models_config.MODELS_CONFIG} could not be "
+                    f"replaced ({_reason(error)}): set {models_config.CANARY} to {version} by "
+                    "hand, or export again"
+                ) from error
+        return version_dir, notes
 
 
 @contextmanager
 def _staged(directory: Path, texts: Mapping[str, str]) -> Iterator[dict[Path, Path]]:
     """Files on the disk under temporary names, which a full one refuses before anything changes."""
-    files = {directory / f".{name}.new": directory / name for name in texts}
+    # An operator's link stays one: what it leads to is replaced.
+    paths = [(directory / name).resolve() for name in texts]
+    files = {path.with_name(f".{path.name}.new"): path for path in paths}
     try:
-        for (temporary, _), text in zip(files.items(), texts.values(), strict=True):
+        for (temporary, path), text in zip(files.items(), texts.values(), strict=True):
+            # A killed export's may be one that cannot be written.
+            temporary.unlink(missing_ok=True)
             temporary.write_text(text, encoding="utf-8")
+            with suppress(FileNotFoundError):
+                shutil.copymode(path, temporary)
             _sync_file(temporary)
         yield files
     finally:
         for temporary in files:
-            temporary.unlink(missing_ok=True)
+            # What was published is, whether this succeeds or not.
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _replace(staged: Mapping[Path, Path]) -> None:
+    for temporary, path in staged.items():
+        temporary.replace(path)
+    for directory in {path.parent for path in staged.values()}:
+        _sync_directory(directory)
 
 
 @contextmanager
@@ -111,7 +143,8 @@ def _place(name_dir: Path) -> Iterator[Path]:
             _remove_abandoned(name_dir)
             mine.mkdir()
             descriptor = stack.enter_context(_opened(mine))
-            # Where the filesystem has no locks, nobody can take one, and all is left alone.
+            # Where files alone can be locked, the next export locks no directory either, and leaves
+            # all alone. Where nothing can be, _locked has failed already.
             with suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield mine
@@ -120,7 +153,8 @@ def _place(name_dir: Path) -> Iterator[Path]:
 def _remove_abandoned(name_dir: Path) -> None:
     """Remove what exports of this machine left when they were killed: nobody holds its lock."""
     for left in name_dir.iterdir():
-        if not left.name.startswith(_ours()):
+        # Another host's name may begin with this one's.
+        if not re.fullmatch(re.escape(_ours()) + r"\d+-[0-9a-f]{8}", left.name):
             continue
         with suppress(OSError), _opened(left) as descriptor:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -22,4 +22,5 @@ def small_disk(place: Path, size: str) -> Iterator[Path]:
     try:
         yield place
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        # Lazily: what a failing test still has open must not hide why it failed.
+        subprocess.run(["umount", "-l", str(place)], check=True)

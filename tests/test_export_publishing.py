@@ -1,10 +1,13 @@
 """A version appears whole or not at all, whoever else publishes and whatever fails."""
 
 import errno
+import fcntl
 import os
 import re
+import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -41,6 +44,14 @@ def labels(models: Path, name: str) -> dict[str, int]:
     return dict(entry.version_labels)
 
 
+def promote(models: Path, version: int) -> None:
+    """Move `stable` from 1, as a person does."""
+    file = models / MODELS_CONFIG
+    before, after = (f'key: "{STABLE}"\n      value: {number}' for number in (1, version))
+    assert before in file.read_text()
+    file.write_text(file.read_text().replace(before, after))
+
+
 def everything(models: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(models)): path.read_bytes()
@@ -62,6 +73,31 @@ def test_each_version_is_one_more_than_the_highest(tmp_path: Path) -> None:
     (name_dir / "notes").mkdir()
     assert publish(name_dir, make) == name_dir / "8"
     assert sorted(path.name for path in name_dir.iterdir()) == ["1", "7", "8", "notes"]
+
+
+def test_the_number_of_a_deleted_version_is_not_given_again(tmp_path: Path) -> None:
+    """Else what a person said of the old one, with a label, would be said of the new one."""
+    name_dir = tmp_path / "captioner"
+    for _ in range(3):
+        publish(name_dir, make)
+    promote(tmp_path, 3)
+    assert labels(tmp_path, "captioner") == {STABLE: 3, CANARY: 3}
+    shutil.rmtree(name_dir / "3")
+    assert publish(name_dir, make).name == "4"
+    assert labels(tmp_path, "captioner") == {STABLE: 2, CANARY: 4}
+
+
+def test_what_a_person_has_to_do_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(tmp_path / "captioner", make)
+    assert capsys.readouterr().out == ""
+    file = tmp_path / MODELS_CONFIG
+    listed = re.sub(r"all \{\s*\}", "specific { versions: 1 }", file.read_text())
+    file.write_text(listed)
+    publish(tmp_path / "captioner", make)
+    assert labels(tmp_path, "captioner") == {STABLE: 1, CANARY: 1}
+    assert "set canary to 2 once 2 is AVAILABLE" in capsys.readouterr().out
 
 
 def test_exports_at_once_publish_versions_of_their_own(tmp_path: Path) -> None:
@@ -150,6 +186,40 @@ def test_a_full_disk_leaves_no_half_version(
     assert publish(models / "captioner", make).name == "2"
 
 
+def test_a_disk_that_is_full_after_the_rename_does_not_take_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(tmp_path / "captioner", make)
+    before = (tmp_path / MODELS_CONFIG).read_text()
+    monkeypatch.setattr(Path, "replace", full)
+    expected = (
+        f"{tmp_path / 'captioner' / '2'} is published, but models.config could not be replaced "
+        "(No space left on device): set canary to 2 by hand, or export again"
+    )
+    with pytest.raises(InvalidInput, match=f"^{re.escape(expected)}$"):
+        publish(tmp_path / "captioner", make)
+    monkeypatch.undo()
+    assert_whole(tmp_path / "captioner" / "2")
+    assert (tmp_path / MODELS_CONFIG).read_text() == before
+    assert not list(tmp_path.glob(".*.new"))
+    assert publish(tmp_path / "captioner", make).name == "3"
+    assert labels(tmp_path, "captioner") == {STABLE: 1, CANARY: 3}
+
+
+def test_mode_and_link_of_models_config_stay(tmp_path: Path) -> None:
+    models, kept = tmp_path / "models", tmp_path / "kept" / "ours.config"
+    publish(models / "captioner", make)
+    kept.parent.mkdir()
+    (models / MODELS_CONFIG).rename(kept)
+    (models / MODELS_CONFIG).symlink_to(kept)
+    kept.chmod(0o640)
+    publish(models / "captioner", make)
+    assert (models / MODELS_CONFIG).readlink() == kept
+    assert labels(models, "captioner") == {STABLE: 1, CANARY: 2}
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o640
+    assert list(kept.parent.iterdir()) == [kept]
+
+
 def _full_for(name: str) -> Callable[..., int]:
     write_text = Path.write_text
 
@@ -198,15 +268,23 @@ def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> Non
     assert killed.returncode == -signal.SIGKILL
     (left,) = name_dir.iterdir()
     assert left.name.startswith(f".unpublished-{socket.gethostname()}-")
-    elsewhere = name_dir / ".unpublished-another-host-1-00000000"
-    elsewhere.mkdir()
+    hosts = ("another-host", f"{socket.gethostname()}-0")
+    elsewhere = [name_dir / f".unpublished-{host}-1-00000000" for host in hosts]
+    for path in elsewhere:
+        path.mkdir()
 
     def look(path: Path) -> None:
-        assert sorted(name_dir.iterdir()) == sorted([path, elsewhere])
+        assert sorted(name_dir.iterdir()) == sorted([path, *elsewhere])
         make(path)
 
     publish(name_dir, look)
-    assert sorted(path.name for path in name_dir.iterdir()) == [elsewhere.name, "1"]
+    assert sorted(name_dir.iterdir()) == sorted([*elsewhere, name_dir / "1"])
+
+
+def assert_not_locked(models: Path) -> None:
+    # Without waiting: the lock that one would wait for is this process's own.
+    with (models / publishing._LOCK_FILE).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_an_export_that_is_at_work_is_left_alone(tmp_path: Path) -> None:
@@ -214,6 +292,7 @@ def test_an_export_that_is_at_work_is_left_alone(tmp_path: Path) -> None:
 
     def make_two(path: Path) -> None:
         make(path)
+        assert_not_locked(tmp_path)
         publish(name_dir, make)
         assert_whole(path)
 
@@ -226,8 +305,7 @@ def test_no_lock_is_held_while_a_version_is_made(tmp_path: Path) -> None:
 
     def look(path: Path) -> None:
         make(path)
-        with publishing._locked(tmp_path):
-            pass
+        assert_not_locked(tmp_path)
 
     publish(tmp_path / "captioner", look)
 
