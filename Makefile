@@ -18,8 +18,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not peers" --numprocesses 2 --dist loadfile
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile tests/test_model_*.py
-	$(BIN)/python -m pytest -m slow --ignore-glob='*/test_model_*'
+	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile
 
 # Independent clients against our server, our client against an independent server.
 peers: $(STAMP) $(PEER_STAMPS)
