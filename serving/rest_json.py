@@ -18,7 +18,7 @@ _MAX_SHOWN = 100
 _MAX_RANK = 8
 
 
-def parse(body: bytes) -> tuple[str, str, np.ndarray]:
+def parse(body: bytes | bytearray) -> tuple[str, str, np.ndarray]:
     """A predict request.
 
     Returns:
@@ -60,7 +60,7 @@ def answer(layout: str, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return {"predictions": [dict(zip(values, row, strict=True)) for row in rows]}
 
 
-def _document(body: bytes) -> dict[str, Any]:
+def _document(body: bytes | bytearray) -> dict[str, Any]:
     if not body:
         raise CallFailed(INVALID_ARGUMENT, "JSON Parse error: The document is empty")
     try:
