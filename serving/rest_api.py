@@ -11,7 +11,7 @@ import json
 import re
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 from urllib.parse import unquote
@@ -20,6 +20,7 @@ import anyio
 import anyio.to_thread
 from google.protobuf import json_format  # type: ignore[import-untyped]
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -82,7 +83,10 @@ class RestApi:
         self._spare_threads = anyio.CapacityLimiter(_SPARE_THREADS)
         metrics = [Route(path, self._metrics, methods=["GET"]) for path in METRICS_PATHS]
         models = Route("/v1/{path:path}", self._models, methods=["GET", "POST"])
-        self.app = Starlette(routes=[*metrics, models])
+        self.app = Starlette(
+            routes=[*metrics, models],
+            exception_handlers={HTTPException: _elsewhere},  # type: ignore[dict-item]
+        )
 
     async def _metrics(self, request: Request) -> Response:  # noqa: ARG002
         text = self._service.monitor.to_text()
@@ -243,12 +247,19 @@ async def _malformed(request: str) -> str:
     raise CallFailed(INVALID_ARGUMENT, f"Malformed request: {request}")
 
 
-def _refusal(error: CallFailed) -> Response:
-    return Response(
-        json.dumps({"error": error.message}),
-        _HTTP_STATUS.get(error.code, 500),
-        media_type="application/json",
+async def _elsewhere(request: Request, error: HTTPException) -> Response:
+    """No such path, or not with this method."""
+    return _error(
+        f"{error.detail}: {request.method} {request.url.path}", error.status_code, error.headers
     )
+
+
+def _refusal(error: CallFailed) -> Response:
+    return _error(error.message, _HTTP_STATUS.get(error.code, 500))
+
+
+def _error(message: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(json.dumps({"error": message}), status, headers, "application/json")
 
 
 def _fields(message: Any, **options: bool) -> dict[str, Any]:

@@ -172,8 +172,10 @@ def _refused(value: Any, why: str) -> CallFailed:
 
 
 def _shown(value: Any) -> str:
-    try:
-        text = json.dumps(value)
-    except RecursionError:
-        return "deeply nested"
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
+    """Its first characters; the rest of it, which may be many MiB, is not written."""
+    text = ""
+    for part in json.JSONEncoder().iterencode(value):
+        text += part[: _MAX_SHOWN + 1]
+        if len(text) > _MAX_SHOWN:
+            return f"{text[:_MAX_SHOWN]}…"
+    return text

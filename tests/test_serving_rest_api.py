@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import requests
 
+from model.errors import InvalidInput
 from serving import contract, rest_api, rest_json
 from serving.errors import CallFailed
 from serving.http_server import HttpServer
@@ -390,6 +391,24 @@ def test_other_paths_are_malformed(server: Server, method: str, path: str) -> No
     assert answer.json() == {"error": f"Malformed request: {method} {path}"}
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status", "why"),
+    [
+        ("PUT", "/v1/models/tiny:predict", 405, "Method Not Allowed"),
+        ("POST", "/metrics", 405, "Method Not Allowed"),
+        ("GET", "/", 404, "Not Found"),
+        ("POST", "/v2/models/tiny/infer", 404, "Not Found"),
+    ],
+)
+def test_whatever_else_is_asked_for_is_refused_in_json(
+    server: Server, method: str, path: str, status: int, why: str
+) -> None:
+    answer = requests.request(method, f"http://{server.rest_address}{path}", timeout=TIMEOUT_S)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/json")
+    assert answer.json() == {"error": f"{why}: {method} {path}"}
+    assert ("allow" in answer.headers) == (status == 405)
+
+
 def test_status_is_tensorflow_servings_json(url: str) -> None:
     expected = {
         "model_version_status": [
@@ -456,3 +475,36 @@ def test_base64_is_taken_unpadded_and_in_lines() -> None:
     assert images.tolist() == [bytes(range(100))]
     with pytest.raises(CallFailed, match="Unable to base64 decode"):
         rest_json.parse(json.dumps({"instances": [{"b64": "A"}]}).encode())
+
+
+def test_a_wrong_value_is_shown_by_its_beginning_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {str(number): "a" for number in range(100_000)}
+    body = json.dumps({"instances": rows}).encode()
+    written: list[str] = []
+    iterencode = json.JSONEncoder.iterencode
+
+    def noted(encoder: json.JSONEncoder, value: Any, **options: Any) -> Iterator[str]:
+        for part in iterencode(encoder, value, **options):
+            written.append(part)
+            yield part
+
+    monkeypatch.setattr(json.JSONEncoder, "iterencode", noted)
+    with pytest.raises(CallFailed) as caught:
+        rest_json.parse(body)
+    shown = '{"instances": {"0": "a", "1": "a", "2": "a",'
+    assert caught.value.message.startswith(f"JSON Value: {shown}")
+    assert caught.value.message.endswith("… Expecting 'instances' to be an list/array")
+    assert len("".join(written)) < 200
+
+
+def test_a_port_that_another_begins_to_listen_on_is_named() -> None:
+    one = HttpServer(None, "127.0.0.1", 0, None, None)
+    # Both can be bound as long as neither listens.
+    other = HttpServer(None, "127.0.0.1", int(one.address.rpartition(":")[2]), None, None)
+    try:
+        one.start()
+        with pytest.raises(InvalidInput, match=rf"cannot answer on {one.address} .*--rest_port"):
+            other.start()
+    finally:
+        other.stop(0)
+        one.stop(0)
