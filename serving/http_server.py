@@ -36,19 +36,8 @@ class HttpServer:
         Raises:
           InvalidInput: the address cannot be listened on.
         """
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.socket(family)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        place = f"[{host}]" if ":" in host else host
-        try:
-            self._socket.bind((host, port))
-        except OSError as error:
-            self._socket.close()
-            raise InvalidInput(
-                f"cannot listen on {place}:{port} ({error.strerror or error}); "
-                "choose another --rest_port, 0 for any free one"
-            ) from error
-        self.address = f"{place}:{self._socket.getsockname()[1]}"
+        self._socket = _bound(host, port)
+        self.address = f"{_in_brackets(host)}:{self._socket.getsockname()[1]}"
         config = uvicorn.Config(
             app,
             log_config=None,
@@ -62,11 +51,16 @@ class HttpServer:
             ssl_keyfile=key,
         )
         self._server = uvicorn.Server(config)
+        self._failure: Exception | None = None
         # Signals are the command's; uvicorn takes them in the main thread alone.
         self._thread = threading.Thread(target=self._serve, name="rest", daemon=True)
 
     def start(self) -> None:
-        """Begins to answer; returns when it does."""
+        """Begins to answer; returns when it does.
+
+        Raises:
+          InvalidInput: it does not.
+        """
         self._thread.start()
         deadline_s = time.monotonic() + _START_TIMEOUT_S
         while not self._server.started and self._thread.is_alive():
@@ -74,7 +68,11 @@ class HttpServer:
                 break
             time.sleep(0.01)
         if not self._server.started:
-            raise InvalidInput(f"cannot answer on {self.address}; see the log")
+            why = self._failure or f"it has not begun within {_START_TIMEOUT_S:g} s"
+            raise InvalidInput(
+                f"cannot answer on {self.address} ({why}); expected a port that nobody else "
+                "listens on; choose another --rest_port, 0 for any free one"
+            ) from self._failure
 
     def stop(self, grace_s: float) -> None:
         """Takes no new connection, lets requests under way finish for `grace_s`, then returns."""
@@ -87,4 +85,29 @@ class HttpServer:
     def _serve(self) -> None:
         # It ends so after a graceful stop that took too long.
         with contextlib.suppress(SystemExit):
-            self._server.run(sockets=[self._socket])
+            try:
+                self._server.run(sockets=[self._socket])
+            except Exception as error:
+                if self._server.started:
+                    raise
+                self._failure = error
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket with this address, which does not listen yet."""
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise InvalidInput(
+            f"cannot listen on {_in_brackets(host)}:{port} ({error.strerror or error}); "
+            "choose another --rest_port, 0 for any free one"
+        ) from error
+    return bound
+
+
+def _in_brackets(host: str) -> str:
+    """An IPv6 address needs brackets before a port."""
+    return f"[{host}]" if ":" in host else host

@@ -6,11 +6,13 @@ POST /v1/models/NAME[/versions/V|/labels/L]:predict     {"instances": [{"b64": â
 GET  /metrics                                           counters, as Prometheus reads them
 """
 
+import contextlib
 import json
 import re
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -18,19 +20,27 @@ import anyio
 import anyio.to_thread
 from google.protobuf import json_format  # type: ignore[import-untyped]
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from tensorflow_serving.apis import get_model_metadata_pb2
 
 from serving import contract, grpc_api, rest_json
-from serving.errors import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, CallFailed
+from serving.errors import DEADLINE_EXCEEDED, INVALID_ARGUMENT, RESOURCE_EXHAUSTED, CallFailed
 from serving.service import Asked, Service
 from serving.transport import SIGNATURE_DEF
 from serving.versions import Wanted
 
 # As TensorFlow Serving's --rest_api_timeout_in_ms.
 TIMEOUT_S = 30.0
+# Bodies are held for as long as they are read and answered: four of the largest at a time, and
+# many small ones where the limit of a message is low.
+_LARGEST_BODIES = 4
+_LEAST_HELD_BYTES = 2**28
+# Status and metadata take moments; they wait for one another, never for a prediction.
+_SPARE_THREADS = 8
+_CANCELLED = "CANCELLED"
 # Where Prometheus looks, and where monitoring.config puts TensorFlow Serving's.
 METRICS_PATHS = ("/metrics", "/monitoring/prometheus/metrics")
 
@@ -42,7 +52,7 @@ _PREDICT = re.compile(_MODEL + r":predict", re.IGNORECASE)
 _ABOUT = re.compile(_MODEL + r"(?P<metadata>/metadata)?", re.IGNORECASE)
 # http_server.cc of TensorFlow Serving.
 _HTTP_STATUS = {
-    "CANCELLED": 499,
+    _CANCELLED: 499,
     "INVALID_ARGUMENT": 400,
     "DEADLINE_EXCEEDED": 504,
     "NOT_FOUND": 404,
@@ -60,19 +70,23 @@ class RestApi:
     Args:
       service: what answers.
       max_message_bytes: the largest request, counted as the bytes that its base64 stands for.
-      max_requests: answered at a time; more are refused at once.
+      max_requests: predicted at a time; more are refused at once.
     """
 
     def __init__(self, service: Service, max_message_bytes: int, max_requests: int) -> None:
         self._service = service
-        self._max_body = max_message_bytes * 4 // 3
-        self._max_requests = max_requests
-        self._requests = 0
-        # Threads wait for the batch; each request has one.
+        self._bodies = _Bodies(max_message_bytes * 4 // 3)
+        self._max_predicting = max_requests
+        self._predicting = 0
+        # Threads wait for the batch; each prediction has one.
         self._threads = anyio.CapacityLimiter(max_requests)
+        self._spare_threads = anyio.CapacityLimiter(_SPARE_THREADS)
         metrics = [Route(path, self._metrics, methods=["GET"]) for path in METRICS_PATHS]
         models = Route("/v1/{path:path}", self._models, methods=["GET", "POST"])
-        self.app = Starlette(routes=[*metrics, models])
+        self.app = Starlette(
+            routes=[*metrics, models],
+            exception_handlers={HTTPException: _elsewhere},  # type: ignore[dict-item]
+        )
 
     async def _metrics(self, request: Request) -> Response:  # noqa: ARG002
         text = self._service.monitor.to_text()
@@ -82,18 +96,7 @@ class RestApi:
         method, answer = self._route(request)
         code = "INTERNAL"
         try:
-            if self._requests >= self._max_requests:
-                raise CallFailed(
-                    RESOURCE_EXHAUSTED,
-                    f"{self._requests} requests are answered, at most {self._max_requests} may be; "
-                    "try again later",
-                )
-            self._requests += 1
-            try:
-                body = await self._body(request)
-                text = await anyio.to_thread.run_sync(answer, body, limiter=self._threads)
-            finally:
-                self._requests -= 1
+            text = await answer()
             code = "OK"
             return Response(text, media_type="application/json")
         except CallFailed as error:
@@ -106,41 +109,47 @@ class RestApi:
         finally:
             self._service.monitor.count("rest", method, code)
 
-    def _route(self, request: Request) -> tuple[str, Callable[[bytes], str]]:
+    def _route(self, request: Request) -> tuple[str, Callable[[], Awaitable[str]]]:
         """Name of the RPC that a request stands for, and what answers it."""
         path = request.scope["raw_path"].decode("ascii", "replace").partition("?")[0]
         pattern = _PREDICT if request.method == "POST" else _ABOUT
         match = pattern.fullmatch(path)
         if match is None:
-
-            def refuse(body: bytes) -> str:  # noqa: ARG001
-                raise CallFailed(INVALID_ARGUMENT, f"Malformed request: {request.method} {path}")
-
-            return "unknown", refuse
+            return "unknown", partial(_malformed, f"{request.method} {path}")
         name, label = unquote(match["name"]), match["label"]
         wanted = Wanted(
             None if match["version"] is None else int(match["version"]),
             None if label is None else unquote(label),
         )
         if pattern is _PREDICT:
-            return "Predict", lambda body: self._predict(name, wanted, body)
+            return "Predict", partial(self._predict, name, wanted, request)
         if match["metadata"]:
-            return "GetModelMetadata", lambda _: self._metadata(name, wanted)
-        return "GetModelStatus", lambda _: self._status(name, wanted)
+            return "GetModelMetadata", partial(self._tell, self._metadata, name, wanted)
+        return "GetModelStatus", partial(self._tell, self._status, name, wanted)
 
-    async def _body(self, request: Request) -> bytes:
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > self._max_body:
+    async def _tell(self, about: Callable[[str, Wanted], str], name: str, wanted: Wanted) -> str:
+        return await anyio.to_thread.run_sync(about, name, wanted, limiter=self._spare_threads)
+
+    async def _predict(self, name: str, wanted: Wanted, request: Request) -> str:
+        deadline_s = time.time() + TIMEOUT_S
+        async with self._bodies.read(request) as body:
+            # Only now: a body that trickles in takes nobody's place.
+            if self._predicting >= self._max_predicting:
                 raise CallFailed(
                     RESOURCE_EXHAUSTED,
-                    f"Received message larger than max ({len(body)} or more vs. {self._max_body})",
+                    f"{self._predicting} requests are predicted, at most {self._max_predicting} "
+                    "may be; try again later",
                 )
-        return bytes(body)
+            self._predicting += 1
+            try:
+                predict = partial(self._predicted, name, wanted, body, deadline_s)
+                return await anyio.to_thread.run_sync(predict, limiter=self._threads)
+            finally:
+                self._predicting -= 1
 
-    def _predict(self, name: str, wanted: Wanted, body: bytes) -> str:
-        deadline_s = time.time() + TIMEOUT_S
+    def _predicted(
+        self, name: str, wanted: Wanted, body: bytes | bytearray, deadline_s: float
+    ) -> str:
         signature, layout, images = rest_json.parse(body)
         asked = Asked(
             model=name,
@@ -172,12 +181,85 @@ class RestApi:
         return json.dumps(_fields(response, preserving_proto_field_name=True), indent=1)
 
 
-def _refusal(error: CallFailed) -> Response:
-    return Response(
-        json.dumps({"error": error.message}),
-        _HTTP_STATUS.get(error.code, 500),
-        media_type="application/json",
+class _Bodies:
+    """Reads bodies of requests, and bounds how many bytes of them are held at a time.
+
+    Args:
+      max_bytes: of one body.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._max_held = max(_LARGEST_BODIES * max_bytes, _LEAST_HELD_BYTES)
+        self._held = 0
+
+    @contextlib.asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytearray]:
+        """The body of a request, which counts as held until the context ends.
+
+        Raises:
+          CallFailed: RESOURCE_EXHAUSTED, before the body is read where its length is declared;
+            DEADLINE_EXCEEDED, it takes more than TIMEOUT_S; CANCELLED, the client hangs up.
+        """
+        # h11 has seen to it that this is a number.
+        self._check_size(int(request.headers.get("content-length", 0)), "")
+        body = bytearray()
+        try:
+            await self._receive(request, body)
+            yield body
+        finally:
+            self._held -= len(body)
+
+    async def _receive(self, request: Request, body: bytearray) -> None:
+        try:
+            with anyio.fail_after(TIMEOUT_S):
+                async for chunk in request.stream():
+                    self._check_size(len(body) + len(chunk), " or more")
+                    self._hold(len(chunk))
+                    body += chunk
+        except TimeoutError as error:
+            raise CallFailed(
+                DEADLINE_EXCEEDED,
+                f"{len(body)} bytes of the request came in {TIMEOUT_S:g} s, expected all of it; "
+                "send fewer images at a time",
+            ) from error
+        except ClientDisconnect as error:
+            raise CallFailed(_CANCELLED, "the client hung up") from error
+
+    def _check_size(self, size: int, or_more: str) -> None:
+        if size > self._max_bytes:
+            raise CallFailed(
+                RESOURCE_EXHAUSTED,
+                f"Received message larger than max ({size}{or_more} vs. {self._max_bytes})",
+            )
+
+    def _hold(self, size: int) -> None:
+        if self._held + size > self._max_held:
+            raise CallFailed(
+                RESOURCE_EXHAUSTED,
+                f"requests of {self._held} bytes are read or answered, at most {self._max_held} "
+                "bytes may be; try again later",
+            )
+        self._held += size
+
+
+async def _malformed(request: str) -> str:
+    raise CallFailed(INVALID_ARGUMENT, f"Malformed request: {request}")
+
+
+async def _elsewhere(request: Request, error: HTTPException) -> Response:
+    """No such path, or not with this method."""
+    return _error(
+        f"{error.detail}: {request.method} {request.url.path}", error.status_code, error.headers
     )
+
+
+def _refusal(error: CallFailed) -> Response:
+    return _error(error.message, _HTTP_STATUS.get(error.code, 500))
+
+
+def _error(message: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(json.dumps({"error": message}), status, headers, "application/json")
 
 
 def _fields(message: Any, **options: bool) -> dict[str, Any]:

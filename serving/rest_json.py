@@ -18,7 +18,7 @@ _MAX_SHOWN = 100
 _MAX_RANK = 8
 
 
-def parse(body: bytes) -> tuple[str, str, np.ndarray]:
+def parse(body: bytes | bytearray) -> tuple[str, str, np.ndarray]:
     """A predict request.
 
     Returns:
@@ -60,7 +60,7 @@ def answer(layout: str, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return {"predictions": [dict(zip(values, row, strict=True)) for row in rows]}
 
 
-def _document(body: bytes) -> dict[str, Any]:
+def _document(body: bytes | bytearray) -> dict[str, Any]:
     if not body:
         raise CallFailed(INVALID_ARGUMENT, "JSON Parse error: The document is empty")
     try:
@@ -172,8 +172,10 @@ def _refused(value: Any, why: str) -> CallFailed:
 
 
 def _shown(value: Any) -> str:
-    try:
-        text = json.dumps(value)
-    except RecursionError:
-        return "deeply nested"
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
+    """Its first characters; the rest of it, which may be many MiB, is not written."""
+    text = ""
+    for part in json.JSONEncoder().iterencode(value):
+        text += part[: _MAX_SHOWN + 1]
+        if len(text) > _MAX_SHOWN:
+            return f"{text[:_MAX_SHOWN]}…"
+    return text

@@ -1,19 +1,33 @@
 """The REST API answers as TensorFlow Serving's does."""
 
 import base64
+import contextlib
 import json
 import math
-from collections.abc import Iterator
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPResponse
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import requests
 
-from serving import contract, rest_json
+from model.errors import InvalidInput
+from serving import contract, rest_api, rest_json
 from serving.errors import CallFailed
+from serving.http_server import HttpServer
+from serving.monitoring import Monitor
+from serving.rest_api import RestApi
 from serving.server import Server
+from serving.service import Asked, Predicted, Service
+from serving.versions import State, VersionStatus
 from tests.serving_fixtures import CELLS, TOKENS, running_server, save_tiny_model, tiny_caption
+from tests.test_serving_operation import Gate
 
 TIMEOUT_S = 60
 
@@ -139,6 +153,227 @@ def test_a_body_beyond_the_limit_is_refused(url: str) -> None:
     assert "Received message larger than max" in answer["error"]
 
 
+class Sending:
+    """A predict request whose body comes in parts."""
+
+    def __init__(self, address: str | None, length: int) -> None:
+        assert address is not None
+        host, _, port = address.rpartition(":")
+        self._socket = socket.create_connection((host, int(port)), TIMEOUT_S)
+        head = f"POST /v1/models/tiny:predict HTTP/1.1\r\nHost: {host}\r\n"
+        self.send(f"{head}Content-Length: {length}\r\n\r\n".encode())
+
+    def send(self, part: bytes) -> None:
+        self._socket.sendall(part)
+
+    def answer(self) -> tuple[int, Any]:
+        with contextlib.closing(HTTPResponse(self._socket)) as answer:
+            answer.begin()
+            return answer.status, json.loads(answer.read())
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@contextlib.contextmanager
+def sending(address: str | None, length: int) -> Iterator[Sending]:
+    with contextlib.closing(Sending(address, length)) as request:
+        yield request
+
+
+def counted(server: Server, code: str) -> float:
+    """Predict requests over REST that ended so."""
+    text = requests.get(f"http://{server.rest_address}/metrics", timeout=TIMEOUT_S).text
+    name = f'captionbeam_requests_total{{api="rest",code="{code}",method="Predict"}} '
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    end_s = time.monotonic() + TIMEOUT_S
+    while not true():
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
+
+
+ONE = json.dumps({"instances": [b64(b"a")]}).encode()
+
+
+def test_a_body_whose_length_is_beyond_the_limit_is_refused_unread(server: Server) -> None:
+    with sending(server.rest_address, 4 * 2**20 + 1) as request:
+        status, answer = request.answer()
+    message = f"Received message larger than max ({4 * 2**20 + 1} vs. {4 * 2**20})"
+    assert (status, answer) == (429, {"error": message})
+
+
+def test_a_body_that_trickles_in_has_a_deadline(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rest_api, "TIMEOUT_S", 0.3)
+    before = counted(server, "DEADLINE_EXCEEDED")
+    with sending(server.rest_address, len(ONE)) as request:
+        request.send(ONE[:10])
+        status, answer = request.answer()
+    message = (
+        "10 bytes of the request came in 0.3 s, expected all of it; send fewer images at a time"
+    )
+    assert (status, answer) == (504, {"error": message})
+    assert counted(server, "DEADLINE_EXCEEDED") == before + 1
+
+
+def test_the_deadline_counts_from_the_requests_arrival(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deadlines: list[float] = []
+    predict = Service.predict
+
+    def noted(service: Service, asked: Asked) -> Predicted:
+        deadlines.append(asked.deadline_s)
+        return predict(service, asked)
+
+    monkeypatch.setattr(Service, "predict", noted)
+    before_s = time.time()
+    with sending(server.rest_address, len(ONE)) as request:
+        time.sleep(0.5)
+        late_s = time.time()
+        request.send(ONE)
+        assert request.answer()[0] == 200
+    assert before_s <= deadlines[0] - rest_api.TIMEOUT_S < late_s
+
+
+def test_what_waits_beyond_its_deadline_is_not_computed(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    monkeypatch.setattr(rest_api, "TIMEOUT_S", 0.2)
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(post, url, {"instances": [b64(b"a")]})
+        assert gate.entered.acquire(timeout=TIMEOUT_S)
+        time.sleep(0.3)
+        gate.opened.set()
+        expected = (504, {"error": "Deadline Exceeded before the batch began"})
+        assert asking.result(TIMEOUT_S) == expected
+
+
+def test_a_client_that_hangs_up_is_counted_as_cancelled(
+    server: Server, url: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = {code: counted(server, code) for code in ("CANCELLED", "INTERNAL")}
+    with sending(server.rest_address, len(ONE)) as request:
+        request.send(ONE[:10])
+    wait_until(lambda: counted(server, "CANCELLED") == before["CANCELLED"] + 1)
+    assert counted(server, "INTERNAL") == before["INTERNAL"]
+    assert "Traceback" not in capfd.readouterr().err
+    assert post(url, ONE)[0] == 200
+
+
+class Held:
+    """A service whose predictions wait until they are let go."""
+
+    def __init__(self) -> None:
+        self.monitor = Monitor()
+        self.entered = threading.Semaphore(0)
+        self.opened = threading.Event()
+
+    def predict(self, asked: Asked) -> Predicted:
+        self.entered.release()
+        assert self.opened.wait(TIMEOUT_S)
+        images = asked.decode()[contract.IMAGE_BYTES]
+        return Predicted(1, asked.signature, {contract.CAPTION: images})
+
+    def status(self, *_: Any) -> list[VersionStatus]:
+        return [VersionStatus(1, State.AVAILABLE)]
+
+    def metadata(self, *_: Any) -> tuple[int, dict[str, Any]]:
+        return 1, {}
+
+
+PREDICTED_AT_A_TIME = 2
+
+
+@contextlib.contextmanager
+def answering(service: Any, max_message_bytes: int) -> Iterator[str]:
+    """Address of a REST API over a stand-in for the service."""
+    app = RestApi(service, max_message_bytes, PREDICTED_AT_A_TIME).app
+    http = HttpServer(app, "127.0.0.1", 0, None, None)
+    http.start()
+    try:
+        yield http.address
+    finally:
+        http.stop(0)
+
+
+def test_the_bytes_of_bodies_are_bounded_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rest_api, "_LARGEST_BODIES", 1)
+    monkeypatch.setattr(rest_api, "_LEAST_HELD_BYTES", 0)
+    service = Held()
+    service.opened.set()
+    large = ONE + b" " * 3000
+    with answering(service, 3072) as address, sending(address, len(large)) as request:
+        url = f"http://{address}/v1/models/tiny"
+        request.send(large[:-1])
+        wait_until(lambda: post(url, large)[0] == 429)
+        status, answer = post(url, large)
+        assert status == 429
+        assert "bytes are read or answered, at most 4096 bytes may be" in answer["error"]
+        # There is room for a small one.
+        assert post(url, ONE)[0] == 200
+        request.send(large[-1:])
+        assert request.answer()[0] == 200
+        wait_until(lambda: post(url, large)[0] == 200)
+
+
+def test_predictions_take_no_place_of_status_and_metadata() -> None:
+    service = Held()
+    with answering(service, 3072) as address, ThreadPoolExecutor(PREDICTED_AT_A_TIME) as pool:
+        url = f"http://{address}/v1/models/tiny"
+        asking = [pool.submit(post, url, ONE) for _ in range(PREDICTED_AT_A_TIME)]
+        for _ in asking:
+            assert service.entered.acquire(timeout=TIMEOUT_S)
+        refusal = "2 requests are predicted, at most 2 may be; try again later"
+        assert post(url, ONE) == (429, {"error": refusal})
+        assert requests.get(url, timeout=TIMEOUT_S).ok
+        assert requests.get(f"{url}/metadata", timeout=TIMEOUT_S).ok
+        service.opened.set()
+        for asked in asking:
+            assert asked.result(TIMEOUT_S) == (200, {"predictions": [{"caption": "a"}]})
+
+
+def test_bodies_that_trickle_in_take_no_place_of_predictions() -> None:
+    service = Held()
+    service.opened.set()
+    with answering(service, 3072) as address, contextlib.ExitStack() as open_requests:
+        for _ in range(2 * PREDICTED_AT_A_TIME):
+            open_requests.enter_context(sending(address, len(ONE))).send(ONE[:10])
+        assert post(f"http://{address}/v1/models/tiny", ONE)[0] == 200
+
+
+def test_a_request_under_way_is_answered_while_the_server_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_server(save_tiny_model(tmp_path / "tiny"), rest_port=0) as server:
+        gate = Gate(monkeypatch)
+        assert server.rest_address is not None
+        host, _, port = server.rest_address.rpartition(":")
+
+        def refused() -> bool:
+            try:
+                socket.create_connection((host, int(port)), TIMEOUT_S).close()
+            except ConnectionRefusedError:
+                return True
+            return False
+
+        with ThreadPoolExecutor(2) as pool:
+            asking = pool.submit(post, f"http://{host}:{port}/v1/models/tiny", ONE)
+            assert gate.entered.acquire(timeout=TIMEOUT_S)
+            stopping = pool.submit(server.stop)
+            wait_until(refused)
+            assert not stopping.done()
+            gate.opened.set()
+            status, answer = asking.result(TIMEOUT_S)
+            stopping.result(TIMEOUT_S)
+    assert (status, answer["predictions"][0]["caption"]) == (200, tiny_caption(b"a"))
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -154,6 +389,24 @@ def test_other_paths_are_malformed(server: Server, method: str, path: str) -> No
     answer = requests.request(method, f"http://{server.rest_address}{path}", timeout=TIMEOUT_S)
     assert answer.status_code == 400
     assert answer.json() == {"error": f"Malformed request: {method} {path}"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "why"),
+    [
+        ("PUT", "/v1/models/tiny:predict", 405, "Method Not Allowed"),
+        ("POST", "/metrics", 405, "Method Not Allowed"),
+        ("GET", "/", 404, "Not Found"),
+        ("POST", "/v2/models/tiny/infer", 404, "Not Found"),
+    ],
+)
+def test_whatever_else_is_asked_for_is_refused_in_json(
+    server: Server, method: str, path: str, status: int, why: str
+) -> None:
+    answer = requests.request(method, f"http://{server.rest_address}{path}", timeout=TIMEOUT_S)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/json")
+    assert answer.json() == {"error": f"{why}: {method} {path}"}
+    assert ("allow" in answer.headers) == (status == 405)
 
 
 def test_status_is_tensorflow_servings_json(url: str) -> None:
@@ -222,3 +475,36 @@ def test_base64_is_taken_unpadded_and_in_lines() -> None:
     assert images.tolist() == [bytes(range(100))]
     with pytest.raises(CallFailed, match="Unable to base64 decode"):
         rest_json.parse(json.dumps({"instances": [{"b64": "A"}]}).encode())
+
+
+def test_a_wrong_value_is_shown_by_its_beginning_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {str(number): "a" for number in range(100_000)}
+    body = json.dumps({"instances": rows}).encode()
+    written: list[str] = []
+    iterencode = json.JSONEncoder.iterencode
+
+    def noted(encoder: json.JSONEncoder, value: Any, **options: Any) -> Iterator[str]:
+        for part in iterencode(encoder, value, **options):
+            written.append(part)
+            yield part
+
+    monkeypatch.setattr(json.JSONEncoder, "iterencode", noted)
+    with pytest.raises(CallFailed) as caught:
+        rest_json.parse(body)
+    shown = '{"instances": {"0": "a", "1": "a", "2": "a",'
+    assert caught.value.message.startswith(f"JSON Value: {shown}")
+    assert caught.value.message.endswith("… Expecting 'instances' to be an list/array")
+    assert len("".join(written)) < 200
+
+
+def test_a_port_that_another_begins_to_listen_on_is_named() -> None:
+    one = HttpServer(None, "127.0.0.1", 0, None, None)
+    # Both can be bound as long as neither listens.
+    other = HttpServer(None, "127.0.0.1", int(one.address.rpartition(":")[2]), None, None)
+    try:
+        one.start()
+        with pytest.raises(InvalidInput, match=rf"cannot answer on {one.address} .*--rest_port"):
+            other.start()
+    finally:
+        other.stop(0)
+        one.stop(0)
