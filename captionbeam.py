@@ -27,11 +27,19 @@ _BEAM_OPTION_FILES = ("options/pipeline_options.py", "runners/dask/dask_runner.p
 
 @dataclass(frozen=True)
 class Stage:
-    """A subcommand: its module, one line of help, and whether Beam's own flags follow."""
+    """A subcommand.
+
+    Attributes:
+      module: where it is.
+      help: one line.
+      beam: whether Beam's own flags follow.
+      asks: whether it asks a server.
+    """
 
     module: str
     help: str
     beam: bool = False
+    asks: bool = False
 
 
 STAGES = {
@@ -45,10 +53,14 @@ STAGES = {
     "evaluate": Stage("model.evaluate", "caption a split and score it as COCO does"),
     "export": Stage("export.export_model", "publish a SavedModel for TensorFlow Serving"),
     "serve": Stage("serving.serve", "serve an exported model over TensorFlow Serving's gRPC API"),
-    "caption": Stage("serving.caption", "caption a few images or URLs"),
-    "bulk": Stage("pipelines.bulk", "caption a directory, a glob or a URL manifest", beam=True),
+    "caption": Stage("serving.caption", "caption a few images or URLs", asks=True),
+    "bulk": Stage(
+        "pipelines.bulk", "caption a directory, a glob or a URL manifest", beam=True, asks=True
+    ),
     "demo": Stage("demo.run", "run every stage on a small drawn world"),
-    "doctor": Stage("serving.doctor", "check versions, devices, disk, weights and server"),
+    "doctor": Stage(
+        "serving.doctor", "check versions, devices, disk, weights and server", asks=True
+    ),
 }
 
 
@@ -64,8 +76,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     # TensorFlow's start-up chatter hides our one line; a user's own setting wins.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    # gRPC tells of every server without a health service, which need not have one.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Else export's process takes a GPU's whole memory, and the one that verifies gets none.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -74,6 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.parse_args(arguments[:1] or ["--help"])
         parser.error(f"no stage {arguments[0]!r}, expected one of {', '.join(STAGES)}")
     name, stage = arguments[0], STAGES[arguments[0]]
+    if stage.asks:
+        # gRPC tells of every server without a health service, which need not have one. What it
+        # tells a server's operator, such as why a key is refused, nobody else does.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     module = importlib.import_module(stage.module)
     parser = _Parser(
         prog=f"captionbeam {name}",

@@ -3,8 +3,9 @@
 Letters as in `model`: N images, K hypotheses, T tokens, P grid cells.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,7 +13,9 @@ from model.errors import ItemFailure, Reason
 from model.image_bytes import MIN_SIDE, Limits
 from serving import contract
 from serving.contract import Status
-from serving.errors import ServerError
+from serving.errors import InvalidRequest, ServerError
+
+_Result = TypeVar("_Result")
 
 _FAILURES: Mapping[int, tuple[Reason, str]] = {
     Status.NOT_AN_IMAGE: (Reason.NOT_AN_IMAGE, "expected a JPEG, PNG, GIF or BMP file"),
@@ -178,10 +181,23 @@ def hypotheses(row: Row) -> list[Hypothesis]:
     ]
 
 
+def all_of(results: Iterable[_Result | ItemFailure]) -> list[_Result]:
+    """The results; raises InvalidRequest for the first failure, and takes no more of them."""
+    found: list[_Result] = []
+    for result in results:
+        if isinstance(result, ItemFailure):
+            raise InvalidRequest(f"image {len(found) + 1}: {result.message}")
+        found.append(result)
+    return found
+
+
 def _text(value: object) -> str:
     if not isinstance(value, bytes):
         raise ServerError(f"a caption of type {type(value).__name__}; expected a string tensor")
-    return value.decode()
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise ServerError(f"a caption {value[:80]!r} ({error}); expected UTF-8") from error
 
 
 def _texts(values: Sequence[object] | np.ndarray) -> list[str]:

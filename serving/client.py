@@ -9,7 +9,7 @@ An answer has exactly one result for each image, in the order sent, or an error 
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
@@ -22,12 +22,11 @@ from serving.errors import (
     AnswerTooLarge,
     CallFailed,
     InvalidRequest,
-    NotReady,
     ServerUnavailable,
     meaning,
 )
 from serving.metadata import ModelMetadata
-from serving.retry import UNTIL_DEADLINE, Clock, Retries
+from serving.retry import IN_PROCESS, STARTING, Clock, Retries
 from serving.target import CONNECT_TIMEOUT_S, Target
 from serving.transport import GrpcTransport, SavedModelTransport, Transport
 
@@ -116,7 +115,7 @@ class Client:
                 found = (
                     self._call(self._transport.metadata, self._timeout_s)
                     if wait_s is None
-                    else self._call(self._transport.metadata, wait_s, UNTIL_DEADLINE)
+                    else self._call(self._transport.metadata, wait_s, STARTING)
                 )
                 metadata.check(found)
                 self._metadata = found
@@ -131,15 +130,15 @@ class Client:
           ServerError: the server failed, or its answer does not fit the request.
           ModelMismatch: the model is not ours.
         """
-        return _all(self._each(contract.SERVING_DEFAULT, answers.caption_result, images))
+        return answers.all_of(self._each(contract.SERVING_DEFAULT, answers.caption_result, images))
 
     def explain(self, images: Sequence[bytes]) -> list[Explained]:
         """Captions with the attention of every word; raises as `caption`."""
-        return _all(self._each(contract.EXPLAIN, answers.explained, images))
+        return answers.all_of(self._each(contract.EXPLAIN, answers.explained, images))
 
     def nbest(self, images: Sequence[bytes]) -> list[list[Hypothesis]]:
         """All K captions of every image, best first; raises as `caption`."""
-        return _all(self._each(contract.NBEST, answers.hypotheses, images))
+        return answers.all_of(self._each(contract.NBEST, answers.hypotheses, images))
 
     def caption_each(self, images: Sequence[bytes]) -> list[CaptionResult | ItemFailure]:
         """As `caption`; an image that the model refuses has its failure in its place."""
@@ -230,35 +229,16 @@ def connect_to(target: Target, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Clien
       ModelMismatch: the model is not ours.
     """
     if target.model is not None:
-        client = Client(SavedModelTransport(target.model), timeout_s=math.inf)
+        transport = SavedModelTransport(target.model)
+        client = Client(transport, timeout_s=math.inf, retries=IN_PROCESS)
     else:
         client = Client(GrpcTransport(target), timeout_s=timeout_s)
     try:
         client.check(target.wait_s)
     except ServerUnavailable as error:
         client.close()
-        raise _absence(target, error) from error
+        raise target.absence(error) from error
     except BaseException:
         client.close()
         raise
     return client
-
-
-def _absence(target: Target, error: ServerUnavailable) -> ServerUnavailable:
-    waited = f"({error}) after {target.wait_s:g} s; "
-    if isinstance(error, NotReady):
-        return NotReady(f"no model yet at {target.server} {waited}wait longer with --wait_s")
-    return ServerUnavailable(
-        f"no server at {target.server} {waited}start one with `captionbeam serve --model "
-        f"MODELS/{target.model_name}`, wait longer with --wait_s, or use --model"
-    )
-
-
-def _all(results: Iterable[_Answer | ItemFailure]) -> list[_Answer]:
-    """The results; raises InvalidRequest for the first failure, and asks for no more."""
-    found: list[_Answer] = []
-    for result in results:
-        if isinstance(result, ItemFailure):
-            raise InvalidRequest(f"image {len(found) + 1}: {result.message}")
-        found.append(result)
-    return found

@@ -1,26 +1,12 @@
 """Flags that several commands share: where captions come from, and which URLs may be read."""
 
 import argparse
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
-from model.errors import InvalidInput
 from serving.contract import DEFAULT_MODEL_NAME, GRPC_PORT
-from serving.target import CONNECT_TIMEOUT_S, Target
+from serving.target import CONNECT_TIMEOUT_S, FOR_A_SERVER, Target, without_server
 
 SERVER_METAVAR = "HOST:PORT[,…]"
-
-# A flag that only a server can use, a field of Target → why.
-_FOR_A_SERVER: Mapping[str, str] = MappingProxyType(
-    {
-        "model_name": "which alone is asked for a model by name",
-        "version_label": "which alone has labels",
-        "wait_s": "which alone is waited for",
-        "tls_ca": "which alone is reached over TLS",
-        "tls_name": "which alone is reached over TLS",
-    }
-)
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:
@@ -74,13 +60,10 @@ def server(args: argparse.Namespace) -> Target | None:
 
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:
-    given = {name: getattr(args, name) for name in _FOR_A_SERVER}
+    given = {name: getattr(args, name) for name in FOR_A_SERVER}
     given = {name: value for name, value in given.items() if value is not None}
     if given and args.server is None:
-        name, value = next(iter(given.items()))
-        raise InvalidInput(
-            f"--{name} {value}: without --server, {_FOR_A_SERVER[name]}; leave it out"
-        )
+        raise without_server(*next(iter(given.items())))
     return given
 
 

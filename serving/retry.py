@@ -3,11 +3,17 @@
 Full jitter is the variant of https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
 that finishes contended work soonest: a pause is uniform between 0 and the doubled bound.
 
-Every attempt but the last gets half of the time that is left. With all of it, one server that
-hangs would use up the deadline while its neighbour is idle; with equal parts, a server that is
-merely slow would get a fifth. So an answer that takes up to half of the deadline always arrives.
+An attempt gets half of the time that is left, and all of it when that is an eighth of the deadline
+or less. With all of it from the beginning, one server that hangs would use up the deadline while
+its neighbour is idle; with equal parts, a server that is merely slow would get a few seconds. So
+an answer that takes up to half of the deadline arrives if the first attempt is not refused, and no
+attempt gets less than a sixteenth.
+
+The deadline is the bound: a server whose queue is full, or which is being restarted, refuses at
+once, and is asked for as long as there is time.
 """
 
+import math
 import random
 import time
 from collections.abc import Callable
@@ -18,7 +24,10 @@ from typing import TypeVar
 from model.errors import InvalidInput
 from serving.errors import DEADLINE_EXCEEDED, TRANSIENT, CallFailed
 
-# Half of less would be too short for an answer from another continent.
+# What is left of a deadline is not halved below this part of it: an attempt at 32 images would be
+# work for the server that nobody waits for.
+_INDIVISIBLE = 1 / 8
+# Nor below this: half of it would be too short for an answer from another continent.
 _INDIVISIBLE_S = 1.0
 
 _Answer = TypeVar("_Answer")
@@ -31,12 +40,12 @@ class Retries:
     Attributes:
       attempts: calls made at most, at least 1; None for as many as the deadline allows.
       base_s: upper bound of the first pause; it doubles with each.
-      cap_s: upper bound of any pause.
+      cap_s: upper bound of any pause; a full queue takes up to half a minute.
     """
 
-    attempts: int | None = 5
-    base_s: float = 0.1
-    cap_s: float = 5.0
+    attempts: int | None = None
+    base_s: float = 0.25
+    cap_s: float = 10.0
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -54,7 +63,9 @@ class Retries:
 
 
 # For a server that is being started: it comes when it comes, and then is asked within a second.
-UNTIL_DEADLINE = Retries(attempts=None, cap_s=1.0)
+STARTING = Retries(base_s=0.1, cap_s=1.0)
+# For a model in this process, which has no deadline: memory that is short may stay so for ever.
+IN_PROCESS = Retries(attempts=5, base_s=0.1)
 
 
 @dataclass(frozen=True)
@@ -79,14 +90,18 @@ def call(
 
     Args:
       attempt: makes one call within the seconds given to it, or raises CallFailed.
-      timeout_s: seconds for all attempts and pauses together.
+      timeout_s: seconds for all attempts and pauses together; no end of them needs one of attempts.
       retries: how often and how far apart.
       clock: time and chance.
 
     Raises:
       CallFailed: that of the last attempt; it is not transient, or no attempt or time is left.
+      InvalidInput: neither time nor attempts end.
     """
+    if math.isinf(timeout_s) and retries.attempts is None:
+        raise InvalidInput(f"{retries} without a deadline: expected a number of attempts")
     deadline_s = clock.now_s() + timeout_s
+    indivisible_s = max(_INDIVISIBLE_S, timeout_s * _INDIVISIBLE)
     failure = CallFailed(DEADLINE_EXCEEDED, "no time was left to ask")
     for made in count():
         left_s = deadline_s - clock.now_s()
@@ -95,10 +110,14 @@ def call(
             raise failure
         last = retries.is_last(made)
         try:
-            return attempt(left_s if last or left_s < _INDIVISIBLE_S else left_s / 2)
+            return attempt(left_s if last or left_s <= indivisible_s else left_s / 2)
         except CallFailed as failed:
             pause_s = clock.uniform() * retries.bound_s(made)
-            if last or failed.code not in TRANSIENT or clock.now_s() + pause_s >= deadline_s:
+            left_s = deadline_s - clock.now_s()
+            # A long pause does not take the place of the attempt that would get all that is left.
+            if left_s > indivisible_s:
+                pause_s = min(pause_s, left_s - indivisible_s)
+            if last or failed.code not in TRANSIENT or pause_s >= left_s:
                 raise
             failure = failed
         clock.sleep(pause_s)

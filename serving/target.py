@@ -1,14 +1,33 @@
 """Where captions come from: an exported model in this process, or a server and how to reach it."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from model.errors import InvalidInput
 from serving import addresses
 from serving.contract import DEFAULT_MODEL_NAME
+from serving.errors import NotReady, ServerUnavailable
 
 # Long enough for a server on another continent, short enough for a person who mistyped.
 CONNECT_TIMEOUT_S = 5.0
+
+# A field that only a server can use, and its flag's name → why.
+FOR_A_SERVER: Mapping[str, str] = MappingProxyType(
+    {
+        "model_name": "which alone is asked for a model by name",
+        "version_label": "which alone has labels",
+        "wait_s": "which alone is waited for",
+        "tls_ca": "which alone is reached over TLS",
+        "tls_name": "which alone is reached over TLS",
+    }
+)
+
+
+def without_server(name: str, value: object) -> InvalidInput:
+    """That a field of FOR_A_SERVER is given, and no server."""
+    return InvalidInput(f"--{name} {value}: without --server, {FOR_A_SERVER[name]}; leave it out")
 
 
 @dataclass(frozen=True)
@@ -42,10 +61,7 @@ class Target:
             )
         for name in ("version_label", "tls_ca"):
             if self.server is None and getattr(self, name) is not None:
-                raise InvalidInput(
-                    f"--{name} {getattr(self, name)}: without --server, which alone has it; "
-                    "leave it out"
-                )
+                raise without_server(name, getattr(self, name))
         if not 0 < self.wait_s < math.inf:
             raise InvalidInput(f"--wait_s {self.wait_s:g}: expected seconds, more than 0")
         if self.tls_name is not None and self.tls_ca is None:
@@ -55,6 +71,16 @@ class Target:
             )
         if self.server is not None:
             self._check_names(self.server)
+
+    def absence(self, error: ServerUnavailable) -> ServerUnavailable:
+        """What to do about a server that did not answer within `wait_s`."""
+        waited = f"({error}) after {self.wait_s:g} s; "
+        if isinstance(error, NotReady):
+            return NotReady(f"no model yet at {self.server} {waited}wait longer with --wait_s")
+        return ServerUnavailable(
+            f"no server at {self.server} {waited}start one with `captionbeam serve --model "
+            f"MODELS/{self.model_name}`, wait longer with --wait_s, or use --model"
+        )
 
     def _check_names(self, server: str) -> None:
         hosts = {address.host for address in addresses.parse(server)}

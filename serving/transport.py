@@ -89,7 +89,8 @@ class SavedModelTransport:
         return self._model.metadata
 
     def close(self) -> None:
-        """Nothing to close; the model goes with its last reference."""
+        """Frees the model."""
+        self._model.close()
 
 
 class GrpcTransport:

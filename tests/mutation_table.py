@@ -474,8 +474,8 @@ MUTATIONS = (
         POISON,
         "the model refuses it",
         "serving/client.py",
-        "if len(images) == 1:",
-        "if True:",
+        "yield from self._rows(signature, part, deadline_s)",
+        "yield from [ItemFailure(Reason.MODEL_ERROR, str(error))] * len(part)",
         "tests/test_pipelines_captioning.py::test_a_poison_image_fails_alone_wherever_it_stands",
     ),
     Mutation(

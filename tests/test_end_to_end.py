@@ -112,7 +112,8 @@ def _lay_out(root: Path) -> Path:
 
 @pytest.fixture(scope="module", name="server")
 def fixture_server(world: World) -> Iterator[str]:
-    command = [sys.executable, "-m", "captionbeam", "serve", "--model", world.model, "--port", "0"]
+    command = [sys.executable, "-m", "captionbeam", "serve", "--model", world.model]
+    command += ["--port", "0", "--rest_port", "0"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, cwd=Path(captionbeam.__file__).parent
     ) as process:

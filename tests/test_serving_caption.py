@@ -127,6 +127,20 @@ def test_a_flag_for_a_server_without_one_is_refused(
     assert line.endswith("; leave it out")
 
 
+@pytest.mark.parametrize(
+    ("command", "verbosity"), [*((command, "NONE") for command in COMMANDS), ("serve", None)]
+)
+def test_what_grpc_says_is_hidden_from_clients_alone(
+    command: str, verbosity: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Set first, so that it is put back.
+    monkeypatch.setenv("GRPC_VERBOSITY", "")
+    monkeypatch.delenv("GRPC_VERBOSITY")
+    with pytest.raises(SystemExit):
+        captionbeam.main([command, "--help"])
+    assert os.environ.get("GRPC_VERBOSITY") == verbosity
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_server_that_cannot_be_asked_is_one_line(
     command: str, capsys: pytest.CaptureFixture[str]

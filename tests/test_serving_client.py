@@ -14,6 +14,7 @@ from numpy.testing import assert_array_equal
 
 from model.errors import InvalidInput, ItemFailure, Reason
 from serving import contract
+from serving.answers import Answer
 from serving.batches import RequestLimits
 from serving.batching_parameters import BATCHING_FILE, BatchingParameters
 from serving.client import Client, Target, connect
@@ -318,6 +319,15 @@ def test_an_answer_without_an_output_or_of_another_rank_is_refused(in_process: T
         Client(transport).caption([b"a"])
 
 
+def test_a_caption_that_is_no_text_is_the_servers_failure(in_process: Transport) -> None:
+    transport = ScriptedTransport(
+        in_process,
+        edit=lambda outputs: outputs | {contract.CAPTION: np.array([b"caf\xe9"], object)},
+    )
+    with pytest.raises(ServerError, match=r"a caption b'caf\\xe9' .*; expected UTF-8"):
+        Client(transport).caption([b"a"])
+
+
 def test_metadata_is_asked_for_once_by_many_threads(in_process: Transport) -> None:
     transport = ScriptedTransport(in_process)
     client = Client(transport)
@@ -397,6 +407,32 @@ def test_connect_refuses_a_directory_that_is_no_model(tmp_path: Path) -> None:
         connect(model=str(save_foreign_model(tmp_path / "foreign")), server=None)
 
 
+def test_a_model_in_this_process_is_freed_with_its_client(model_dir: Path) -> None:
+    with connect(model=str(model_dir), server=None) as client:
+        assert client.caption([b"a"])[0].caption == tiny_caption(b"a")
+    with pytest.raises(RuntimeError, match="closed Session"):
+        client.caption([b"a"])
+
+
+def test_a_model_in_this_process_without_memory_ends(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no deadline, and the graph's RESOURCE_EXHAUSTED may last for ever."""
+    asked: list[str] = []
+
+    def exhausted(_: SavedModelTransport, signature: str, *__: object) -> Answer:
+        asked.append(signature)
+        raise CallFailed("RESOURCE_EXHAUSTED", "OOM")
+
+    monkeypatch.setattr(SavedModelTransport, "predict", exhausted)
+    with (
+        connect(model=str(model_dir), server=None) as client,
+        pytest.raises(ServerUnavailable, match="RESOURCE_EXHAUSTED: OOM"),
+    ):
+        client.caption([b"a"])
+    assert len(asked) == 5
+
+
 def test_connect_says_when_nobody_is_there() -> None:
     # Bound and not listening: nobody else can take the port meanwhile.
     with socket.socket() as reserved:
@@ -409,6 +445,20 @@ def test_connect_says_when_nobody_is_there() -> None:
     assert re.match(rf"no server at {place} \((UNAVAILABLE|DEADLINE_EXCEEDED): ", message)
     assert "`captionbeam serve --model MODELS/captioner`" in message
     assert "\n" not in message
+
+
+def test_connect_asks_a_dead_address_no_longer_than_it_is_told_to(fake_time: FakeTime) -> None:
+    class Dead(ScriptedTransport):
+        def metadata(self, timeout_s: float) -> ModelMetadata:
+            asked.append((fake_time.now_s, timeout_s))
+            raise CallFailed("UNAVAILABLE", "nobody")
+
+    asked: list[tuple[float, float]] = []
+    clock = Clock(lambda: fake_time.now_s, fake_time.sleep, lambda: 0.9)
+    with pytest.raises(ServerUnavailable, match="nobody"):
+        Client(Dead(None), clock=clock).check(wait_s=5)
+    assert 4 <= asked[-1][0] <= fake_time.now_s < 5
+    assert all(began + timeout <= 5 for began, timeout in asked)
 
 
 def test_connect_does_not_wait_for_ever() -> None:

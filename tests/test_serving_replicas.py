@@ -14,7 +14,7 @@ import pytest
 from model.errors import InvalidInput, ItemFailure, Reason
 from serving import channel
 from serving.channel import CHANNEL_OPTIONS
-from serving.client import Client, _absence, connect, connect_to
+from serving.client import Client, connect, connect_to
 from serving.errors import (
     AnswerTooLarge,
     ModelMismatch,
@@ -195,32 +195,44 @@ def waiting(fake: FakeTime, events: Sequence[Callable[[], object]], to: Target) 
     return Client(GrpcTransport(to), clock=Clock(lambda: fake.now_s, sleep, lambda: 0.9))
 
 
+class LateProxy(Proxy):
+    """Has its address from the beginning, and listens there from `open` on.
+
+    Meanwhile its port is bound, so that nobody else can take it.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._sockets = []
+        self._listener = socket.socket()
+        self._listener.bind(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def open(self) -> None:
+        self._listener.listen()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+
 def test_a_server_that_starts_later_is_waited_for() -> None:
-    started: list[Replica] = []
-    with socket.socket() as reserved:
-        # Bound and not listening: nobody else can take the port meanwhile.
-        reserved.bind(("127.0.0.1", 0))
-        port = reserved.getsockname()[1]
+    late = Replica("late")
+    proxy = LateProxy(late.port)
+    slept: list[float] = []
 
-        def start() -> None:
-            reserved.close()
-            started.append(Replica("late", port=port))
-            started[0].start()
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        assert len(slept) < 10_000
+        if len(slept) == 4:
+            proxy.open()
+        # gRPC itself tries again only after some 0.1 s.
+        time.sleep(0.01)
 
-        slept: list[float] = []
-
-        def sleep(seconds: float) -> None:
-            slept.append(seconds)
-            assert len(slept) < 10_000
-            if len(slept) == 4:
-                start()
-            # gRPC itself tries again only after some 0.1 s.
-            time.sleep(0.01)
-
-        clock = Clock(lambda: 0.0, sleep, lambda: 0.9)
-        with Client(GrpcTransport(Target(None, f"127.0.0.1:{port}")), clock=clock) as client:
-            assert client.check(wait_s=LONG_S).version == 1
-    started[0].stop()
+    clock = Clock(lambda: 0.0, sleep, lambda: 0.9)
+    with (
+        running(late),
+        Client(GrpcTransport(Target(None, proxy.address)), clock=clock) as client,
+    ):
+        assert client.check(wait_s=LONG_S).version == 1
+    proxy.kill()
     # With jitter, and never more than a second apart.
     assert slept[:4] == pytest.approx([0.09, 0.18, 0.36, 0.72])
     assert max(slept) <= 1.0
@@ -290,7 +302,7 @@ def test_a_model_that_stays_loading_is_said_to() -> None:
         target = Target(None, server, wait_s=0.3)
         with waiting(FakeTime(), [], target) as client, pytest.raises(NotReady) as caught:
             client.check()
-    assert str(_absence(target, caught.value)) == (
+    assert str(target.absence(caught.value)) == (
         f"no model yet at {server} (model captioner is not ready: version 2 END, version 3 "
         "LOADING) after 0.3 s; wait longer with --wait_s"
     )
@@ -459,9 +471,9 @@ def test_a_target_out_of_range_is_refused() -> None:
     for seconds in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(InvalidInput, match=r"--wait_s .*: expected seconds, more than 0"):
             Target(None, "localhost:8500", wait_s=seconds)
-    with pytest.raises(InvalidInput, match="--version_label a: without --server"):
+    with pytest.raises(InvalidInput, match="--version_label a: without --server, which alone has"):
         Target("models/captioner", None, version_label="a")
-    with pytest.raises(InvalidInput, match="--tls_ca a: without --server"):
+    with pytest.raises(InvalidInput, match="--tls_ca a: without --server, which alone is reached"):
         Target("models/captioner", None, tls_ca="a")
     with pytest.raises(InvalidInput, match="--tls_name a: without --tls_ca"):
         Target(None, "localhost:8500", tls_name="a")

@@ -1,6 +1,7 @@
 """One deadline over all attempts: how it is split, and when nothing is left of it."""
 
 import contextlib
+import itertools
 import math
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from model.errors import InvalidInput
 from serving import retry
 from serving.errors import CallFailed
-from serving.retry import UNTIL_DEADLINE, Clock, Retries
+from serving.retry import IN_PROCESS, STARTING, Clock, Retries
 from tests.serving_fixtures import FakeTime
 
 
@@ -38,13 +39,50 @@ def clock_of(time: FakeTime, chance: float = 0.0) -> Clock:
     return Clock(lambda: time.now_s, time.sleep, lambda: chance)
 
 
-def test_each_attempt_gets_half_of_what_is_left_and_the_last_gets_all() -> None:
+@pytest.mark.parametrize(
+    ("retries", "timeout_s", "given"),
+    [
+        # The last eighth is not halved, nor is the last second.
+        (Retries(), 64, [32, 16, 8, 8]),
+        (Retries(), 4, [2, 1, 1]),
+        (Retries(attempts=2), 64, [32, 32]),
+    ],
+)
+def test_each_attempt_gets_half_of_what_is_left_and_the_last_gets_all(
+    retries: Retries, timeout_s: float, given: list[float]
+) -> None:
     time = FakeTime()
-    hung = Callee(time, ["DEADLINE_EXCEEDED"] * 5, used=1.0)
+    hung = Callee(time, ["DEADLINE_EXCEEDED"] * 99, used=1.0)
     with pytest.raises(CallFailed, match="DEADLINE_EXCEEDED"):
-        retry.call(hung, timeout_s=64, retries=Retries(attempts=5), clock=clock_of(time))
-    assert hung.given == [32, 16, 8, 4, 4]
-    assert time.now_s == sum(hung.given) == 64
+        retry.call(hung, timeout_s=timeout_s, retries=retries, clock=clock_of(time))
+    assert hung.given == given
+    assert time.now_s == sum(given) == timeout_s
+
+
+@pytest.mark.parametrize("chance", [0.1, 0.5, 0.999])
+def test_a_server_that_refuses_at_once_is_asked_until_the_deadline(chance: float) -> None:
+    """A full queue takes half a minute, and so does a server that is restarted."""
+    time = FakeTime()
+    refuses = Callee(time, ["RESOURCE_EXHAUSTED"] * 1000, used=0.0)
+    with pytest.raises(CallFailed, match="RESOURCE_EXHAUSTED"):
+        retry.call(refuses, timeout_s=120, retries=Retries(), clock=clock_of(time, chance))
+    assert refuses.began[-1] >= 120 - 120 / 8
+    # Often at first, and never so rarely that a place in the queue is missed.
+    assert sum(began < 10 for began in refuses.began) >= 5
+    pauses = [b - a for a, b in itertools.pairwise(refuses.began)]
+    assert max(pauses) <= 10
+    # No attempt is so short that a batch has no chance, if there is time.
+    for began, given in zip(refuses.began, refuses.given, strict=True):
+        assert given >= min(120 / 16, 120 - began)
+
+
+def test_a_long_pause_leaves_the_last_attempt_its_time() -> None:
+    time = FakeTime()
+    refuses = Callee(time, ["UNAVAILABLE"] * 9, used=0.0)
+    with pytest.raises(CallFailed):
+        retry.call(refuses, timeout_s=8, retries=Retries(base_s=100), clock=clock_of(time, 0.5))
+    assert refuses.began == [0, 5, 7]
+    assert refuses.given == [4, 1.5, 1]
 
 
 def test_an_attempt_that_may_be_the_only_one_gets_all() -> None:
@@ -65,7 +103,7 @@ def test_a_hung_server_leaves_time_for_a_good_one() -> None:
 @pytest.mark.parametrize("chance", [0.0, 0.3, 0.999])
 @pytest.mark.parametrize("used", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("timeout_s", [0.01, 1.0, 1.9, 7.0, 60.0])
-@pytest.mark.parametrize("retries", [Retries(attempts=9), UNTIL_DEADLINE], ids=["9", "all"])
+@pytest.mark.parametrize("retries", [Retries(attempts=9), STARTING, Retries()], ids=str)
 def test_attempts_and_pauses_fill_the_deadline_and_never_pass_it(
     retries: Retries, timeout_s: float, used: float, chance: float
 ) -> None:
@@ -79,9 +117,9 @@ def test_attempts_and_pauses_fill_the_deadline_and_never_pass_it(
     for began, given in zip(callee.began, callee.given, strict=True):
         assert began + given <= timeout_s * (1 + 1e-9)
     assert time.now_s <= timeout_s * (1 + 1e-9)
-    if retries is UNTIL_DEADLINE and used + chance > 0:
-        # It gives up only where the next pause, of a second at most, would end behind it.
-        assert time.now_s >= timeout_s - retries.cap_s
+    if retries.attempts is None and used + chance > 0:
+        # It gives up only where the next pause would end behind it, near its end.
+        assert time.now_s >= timeout_s - max(1.0, timeout_s / 8)
     if used == 1.0:
         assert len(callee.given) < 10
 
@@ -104,11 +142,22 @@ def test_without_time_nobody_is_asked() -> None:
 
 def test_a_model_in_this_process_has_no_deadline() -> None:
     callee = Callee(FakeTime(), ["RESOURCE_EXHAUSTED"], used=0.0)
-    retry.call(callee, timeout_s=math.inf, retries=Retries(), clock=clock_of(FakeTime()))
+    retry.call(callee, timeout_s=math.inf, retries=IN_PROCESS, clock=clock_of(FakeTime()))
     assert callee.given == [math.inf, math.inf]
 
 
+def test_something_ends_the_attempts() -> None:
+    """Memory that is short is RESOURCE_EXHAUSTED, too."""
+    callee = Callee(FakeTime(), ["RESOURCE_EXHAUSTED"] * 99, used=0.0)
+    with pytest.raises(CallFailed):
+        retry.call(callee, timeout_s=math.inf, retries=IN_PROCESS, clock=clock_of(FakeTime()))
+    assert len(callee.given) == 5
+    with pytest.raises(InvalidInput, match="without a deadline: expected a number of attempts"):
+        retry.call(callee, timeout_s=math.inf, retries=Retries(), clock=clock_of(FakeTime()))
+    assert len(callee.given) == 5
+
+
 def test_pauses_are_bounded_however_many_there_were() -> None:
-    assert UNTIL_DEADLINE.bound_s(10_000) == UNTIL_DEADLINE.cap_s
+    assert STARTING.bound_s(10_000) == STARTING.cap_s
     with pytest.raises(InvalidInput, match="attempts ≥ 1"):
         Retries(attempts=0)
