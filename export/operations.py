@@ -17,7 +17,7 @@ from model.errors import CheckFailed
 
 _BY_USE = {
     "calls, branches and loops": """
-        Const EnsureShape Identity NoOp PartitionedCall Placeholder StatefulPartitionedCall
+        Const EnsureShape Identity NoOp Placeholder StatefulPartitionedCall
         StatelessCase StatelessIf StatelessWhile StopGradient While
     """,
     "weights": """
