@@ -1,6 +1,7 @@
 """`tensorflow.serving.PredictionService` and `ModelService` over a Service."""
 
 import math
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -26,6 +27,13 @@ class GrpcApi(PredictionServiceServicer, ModelServiceServicer):
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._calls = 0
+        self._ended = threading.Condition()
+
+    def wait_until_idle(self, timeout_s: float) -> None:
+        """Returns when no call is being answered, or after the time."""
+        with self._ended:
+            self._ended.wait_for(lambda: self._calls == 0, timeout_s)
 
     def Predict(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Runs a signature over the tensors of the request."""
@@ -43,6 +51,8 @@ class GrpcApi(PredictionServiceServicer, ModelServiceServicer):
         self, method: str, answer: Callable[[Any, Any], Any], request: Any, context: Any
     ) -> Any:
         code = "INTERNAL"
+        with self._ended:
+            self._calls += 1
         try:
             answered = answer(request, context)
             code = "OK"
@@ -55,6 +65,9 @@ class GrpcApi(PredictionServiceServicer, ModelServiceServicer):
             _abort(context, CallFailed(code, f"{type(error).__name__}: see the server's log"))
         finally:
             self._service.monitor.count("grpc", method, code)
+            with self._ended:
+                self._calls -= 1
+                self._ended.notify_all()
         return answered
 
     def _predict(self, request: Any, context: Any) -> Any:

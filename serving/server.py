@@ -41,6 +41,8 @@ from serving.watcher import Watcher
 STOP_GRACE_S = 30.0
 # Status, metadata and health are answered even when every image that may wait is one request's.
 _SPARE_CALLS = 64
+# An answer is on its way for so long.
+_LAST_S = 0.2
 # One a client process, for as long as it is connected.
 _MAX_WATCHES = 1000
 _SERVICES = (
@@ -101,7 +103,8 @@ class Server:
         self._told: int | None = None
         self._watcher = Watcher(self.versions, self._tell_health, self._log)
         most = batching.capacity + _SPARE_CALLS
-        self._grpc = self._grpc_server(GrpcApi(service), most, settings)
+        self._api = GrpcApi(service)
+        self._grpc = self._grpc_server(self._api, most, settings)
         self.address = _bind(self._grpc, settings)
         self._http = None
         self.rest_address = None
@@ -151,6 +154,12 @@ class Server:
         stopped = self._grpc.stop(grace_s)
         if self._http is not None:
             self._http.stop(grace_s)
+        # Once more, for a call that had come and not begun.
+        for _ in range(2):
+            self._api.wait_until_idle(max(0.0, end_s - time.monotonic()))
+            time.sleep(min(_LAST_S, grace_s))
+        # A watch of the health never ends by itself.
+        self._grpc.stop(0)
         stopped.wait()
         return self.versions.close(max(0.1, end_s - time.monotonic()))
 

@@ -128,7 +128,8 @@ def test_while_a_call_ends_the_draining_server_takes_no_other(
         under_way = stub.Predict.future(request(b"a"), timeout=TIMEOUT_S)
         assert gate.entered.acquire(timeout=TIMEOUT_S)
         with ThreadPoolExecutor(1) as pool:
-            stopped = pool.submit(server.stop)
+            # The watch would last as long.
+            stopped = pool.submit(server.stop, 100 * TIMEOUT_S)
             # That it stops is seen by those who watch its health, and by its refusals.
             assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
             while not stopped.done():
