@@ -1,6 +1,7 @@
 """A SavedModel's signatures as one graph, with TensorFlow's batch scheduler before each.
 
-Rows carry their deadline: what has expired when its batch begins is not computed.
+Rows carry their deadline and a number: what has expired when its batch begins is not computed, and
+no more is what the scheduler fills a batch up with, copies of its first row.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ class Account(NamedTuple):
       in_time: bool, whether it was computed; False where its deadline had passed before.
       started_s: float64, seconds since 1970 when its batch began to be computed.
       ended_s: float64, when it was done.
-      batch_size: int32, rows in that batch, those that fill it up included.
+      batch_size: int32, rows of that batch that were computed.
       batch_row: int32, its place there.
     """
 
@@ -41,12 +42,14 @@ class SignatureGraph:
     Attributes:
       images: string [N], to be fed.
       deadlines_s: float64 [N], seconds since 1970, to be fed.
+      numbers: int64 [N], to be fed; no two rows of a batch have the same.
       outputs: the signature's, by name; zeros and empty strings where not in time.
       account: of each row.
     """
 
     images: tf.Tensor
     deadlines_s: tf.Tensor
+    numbers: tf.Tensor
     outputs: Mapping[str, tf.Tensor]
     account: Account
 
@@ -75,18 +78,20 @@ def build(path: Path, batching: BatchingParameters | None) -> dict[str, Signatur
 def _signature_graph(signature: _Signature, batching: BatchingParameters | None) -> SignatureGraph:
     images = tf.compat.v1.placeholder(tf.string, [None])
     deadlines_s = tf.compat.v1.placeholder(tf.float64, [None])
+    numbers = tf.compat.v1.placeholder(tf.int64, [None])
     names: list[str] = []
 
-    def compute(images: tf.Tensor, deadlines_s: tf.Tensor) -> list[tf.Tensor]:
-        outputs, account = _in_time(signature, images, deadlines_s)
+    def compute(*rows: tf.Tensor) -> list[tf.Tensor]:
+        outputs, account = _in_time(signature, *rows)
         names[:] = outputs
         return [*outputs.values(), *account]
 
     if batching is not None:
         compute = _batched(compute, batching)
-    results = compute(images, deadlines_s)
+    results = compute(images, deadlines_s, numbers)
     outputs = dict(zip(names, results, strict=False))
-    return SignatureGraph(images, deadlines_s, outputs, Account(*results[len(names) :]))
+    account = Account(*results[len(names) :])
+    return SignatureGraph(images, deadlines_s, numbers, outputs, account)
 
 
 def _batched(compute: Callable[..., Any], batching: BatchingParameters) -> Callable[..., Any]:
@@ -107,13 +112,15 @@ def _batched(compute: Callable[..., Any], batching: BatchingParameters) -> Calla
 
 
 def _in_time(
-    signature: _Signature, images: tf.Tensor, deadlines_s: tf.Tensor
+    signature: _Signature, images: tf.Tensor, deadlines_s: tf.Tensor, numbers: tf.Tensor
 ) -> tuple[dict[str, tf.Tensor], Account]:
-    """Runs the rows that are in time; the others get zeros, and empty strings."""
+    """Runs the rows that are in time and no copies; the others get zeros, and empty strings."""
     count = tf.shape(images)[0]
     started_s = tf.timestamp()
     in_time = deadlines_s > started_s
-    rows = tf.where(in_time)
+    # Not ==, which compares objects in a graph of a session.
+    is_copy = tf.equal(numbers, numbers[:1]) & (tf.range(count) > 0)
+    rows = tf.where(in_time & ~is_copy)
     with tf.control_dependencies([started_s]):
         kept = tf.gather_nd(images, rows)
     found = signature(**{contract.IMAGE_BYTES: kept})
@@ -124,7 +131,8 @@ def _in_time(
     def each(value: tf.Tensor) -> tf.Tensor:
         return tf.fill([count], value)
 
-    account = Account(in_time, each(started_s), each(ended_s), each(count), tf.range(count))
+    computed = each(tf.shape(rows)[0])
+    account = Account(in_time, each(started_s), each(ended_s), computed, tf.range(count))
     return outputs, account
 
 

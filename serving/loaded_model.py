@@ -1,6 +1,7 @@
 """A SavedModel in this process: the one way in which server and in-process client run it."""
 
 import math
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,7 @@ class LoadedModel:
             model_dir if isinstance(model_dir, ModelVersion) else published.find_version(model_dir)
         )
         self.path = found.path
+        self._next, self._numbering = 0, threading.Lock()
         try:
             self.metadata, self.signature_defs = published.describe(found)
             with tf.Graph().as_default() as loaded:
@@ -70,7 +72,7 @@ class LoadedModel:
             self._calls = {
                 name: self._session.make_callable(
                     [signature.outputs, signature.account],
-                    feed_list=[signature.images, signature.deadlines_s],
+                    feed_list=[signature.images, signature.deadlines_s, signature.numbers],
                 )
                 for name, signature in signatures.items()
             }
@@ -81,6 +83,13 @@ class LoadedModel:
             raise InvalidInput(
                 f"{found.path}: cannot be loaded ({_one_line(str(error))}); export it again"
             ) from error
+
+    def _numbered(self, count: int) -> np.ndarray:
+        """Numbers that no other rows have."""
+        with self._numbering:
+            first = self._next
+            self._next += count
+        return np.arange(first, first + count, dtype=np.int64)
 
     def close(self) -> None:
         """Frees the model; calls after it are errors."""
@@ -142,7 +151,9 @@ class LoadedModel:
         self.verify(signature, {name: _describe(array) for name, array in inputs.items()})
         images, declared = inputs[contract.IMAGE_BYTES], self.signature(signature).outputs
         try:
-            outputs, account = self._calls[signature](images, np.full(len(images), deadline_s))
+            outputs, account = self._calls[signature](
+                images, np.full(len(images), deadline_s), self._numbered(len(images))
+            )
         except tf.errors.OpError as error:
             raise CallFailed(_code_name(error), _one_line(error.message)) from error
         # TensorFlow's Python cannot tell what its graph says of bytes that are no UTF-8.

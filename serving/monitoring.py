@@ -28,7 +28,7 @@ class Monitor:
         )
         self._batch_size = Histogram(
             "captionbeam_batch_size",
-            "Images in a batch, those that fill it up included.",
+            "Images computed in a batch.",
             buckets=_SIZES,
             registry=into,
         )

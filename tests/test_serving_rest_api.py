@@ -451,8 +451,7 @@ def test_metrics_count_requests_batches_and_times(server: Server, url: str) -> N
     post(url, {"instances": [b64(image) for image in IMAGES]})
     post(url, b"")
     after = [value(name) for name in (*names, *times)]
-    # Three images are filled up to a batch of four.
-    assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1, 3, 4, 1, 1, 1]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1, 3, 3, 1, 1, 1]
     assert value('captionbeam_model_version{model="tiny"}') == 7
     assert value("captionbeam_images_under_way") == 0
     where = f"http://{server.rest_address}/monitoring/prometheus/metrics"
