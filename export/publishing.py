@@ -58,10 +58,15 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InvalidInput(
-            f"{path}: cannot be written ({_reason(error)}), nothing is published; "
-            "make room there, or name another place"
-        ) from error
+        raise unwritten(path, _reason(error)) from error
+
+
+def unwritten(path: Path, reason: str) -> InvalidInput:
+    """That nothing could be published at a place, and why."""
+    return InvalidInput(
+        f"{path}: cannot be written ({reason}), nothing is published; "
+        "make room there, or name another place"
+    )
 
 
 def _reason(error: OSError) -> str:

@@ -12,7 +12,6 @@ from export import publishing
 from export.module import CaptionModule
 from export.samples import sample_image
 from export.server_files import BATCH_SIZES
-from model.errors import InvalidInput
 from model.records import MANIFEST_FILE, VOCABULARY_FILE
 from serving import contract
 from serving.layout import WARMUP_FILE
@@ -46,10 +45,7 @@ def publish(
             write(module, model_dir, unpublished, name_dir.name)
         except tf.errors.OpError as error:
             # TensorFlow's own writers met a full disk.
-            raise InvalidInput(
-                f"{name_dir}: cannot be written ({_reason(error)}), nothing is published; "
-                "make room there, or name another place"
-            ) from error
+            raise publishing.unwritten(name_dir, _reason(error)) from error
         verify(unpublished)
 
     return publishing.publish(name_dir, make)

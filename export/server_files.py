@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from export.models_config import CONTAINER_ROOT
 from serving.batching_parameters import BATCHING_FILE, BatchingParameters
-from serving.contract import GRPC_PORT, REST_PORT
+from serving.contract import GRPC_PORT, METRICS_PATH, REST_PORT
 from serving.labels import MODELS_CONFIG
 
 MONITORING_FILE = "monitoring.config"
@@ -41,9 +41,7 @@ def once_written(name: str) -> dict[str, str]:
     """
     return {
         BATCHING_FILE: _BATCHING.to_text(),
-        MONITORING_FILE: (
-            'prometheus_config { enable: true path: "/monitoring/prometheus/metrics" }\n'
-        ),
+        MONITORING_FILE: f'prometheus_config {{ enable: true path: "{METRICS_PATH}" }}\n',
         SSL_EXAMPLE_FILE: _SSL_EXAMPLE,
         COMPOSE_FILE: _compose(name),
     }

@@ -18,11 +18,11 @@ _ADDRESS = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<name>[\w.-]+)):(?P<p
 
 @dataclass(frozen=True)
 class Address:
-    """A replica.
+    """Where somebody listens.
 
     Attributes:
       host: name or IP address, without brackets.
-      port: 1 to 65535.
+      port: 1 to 65535; 0 for any free one.
     """
 
     host: str

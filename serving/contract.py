@@ -25,6 +25,8 @@ STATUS = "status"
 
 GRPC_PORT = 8500
 REST_PORT = 8501
+# Where monitoring.config puts TensorFlow Serving's metrics.
+METRICS_PATH = "/monitoring/prometheus/metrics"
 # gRPC receives 4 MiB unless told otherwise. A few photographs are more, and so are the weights that
 # `explain` answers for some 1,000 images.
 MAX_MESSAGE_MIB = 64

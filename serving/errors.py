@@ -9,6 +9,7 @@ CaptionbeamError
   ServerError             the server failed, or its answer cannot be trusted
     AnswerTooLarge        the answer is beyond a message limit; that to fewer images may not be
 CallFailed                one attempt, by gRPC status; `serving.client` turns it into the above
+  ServableNotFound
   ModelLoading
   OversizedAnswer
 """
@@ -68,6 +69,14 @@ class CallFailed(Exception):
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
+
+
+class ServableNotFound(CallFailed):
+    """The server has no such model, or no such version of it loaded; TensorFlow Serving's words."""
+
+    def __init__(self, name: str, version: int | None) -> None:
+        asked = f"Latest({name})" if version is None else f"Specific({name}, {version})"
+        super().__init__(NOT_FOUND, f"Servable not found for request: {asked}")
 
 
 class ModelLoading(CallFailed):

@@ -10,6 +10,7 @@ from typing import Any
 import uvicorn
 
 from model.errors import InvalidInput
+from serving.addresses import Address
 
 _START_TIMEOUT_S = 30.0
 
@@ -37,7 +38,7 @@ class HttpServer:
           InvalidInput: the address cannot be listened on.
         """
         self._socket = _bound(host, port)
-        self.address = f"{_in_brackets(host)}:{self._socket.getsockname()[1]}"
+        self.address = str(Address(host, self._socket.getsockname()[1]))
         config = uvicorn.Config(
             app,
             log_config=None,
@@ -102,12 +103,7 @@ def _bound(host: str, port: int) -> socket.socket:
     except OSError as error:
         bound.close()
         raise InvalidInput(
-            f"cannot listen on {_in_brackets(host)}:{port} ({error.strerror or error}); "
+            f"cannot listen on {Address(host, port)} ({error.strerror or error}); "
             "choose another --rest_port, 0 for any free one"
         ) from error
     return bound
-
-
-def _in_brackets(host: str) -> str:
-    """An IPv6 address needs brackets before a port."""
-    return f"[{host}]" if ":" in host else host

@@ -41,8 +41,8 @@ _LEAST_HELD_BYTES = 2**28
 # Status and metadata take moments; they wait for one another, never for a prediction.
 _SPARE_THREADS = 8
 _CANCELLED = "CANCELLED"
-# Where Prometheus looks, and where monitoring.config puts TensorFlow Serving's.
-METRICS_PATHS = ("/metrics", "/monitoring/prometheus/metrics")
+# Where Prometheus looks, and where it is told to for TensorFlow Serving.
+METRICS_PATHS = ("/metrics", contract.METRICS_PATH)
 
 _MODEL = (
     r"/v1/models/(?P<name>[^/:]+)"

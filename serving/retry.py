@@ -18,7 +18,6 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count
 from typing import TypeVar
 
 from model.errors import InvalidInput
@@ -103,7 +102,8 @@ def call(
     deadline_s = clock.now_s() + timeout_s
     indivisible_s = max(_INDIVISIBLE_S, timeout_s * _INDIVISIBLE)
     failure = CallFailed(DEADLINE_EXCEEDED, "no time was left to ask")
-    for made in count():
+    made = 0
+    while True:
         left_s = deadline_s - clock.now_s()
         # A pause may last longer than it was told to.
         if left_s <= 0:
@@ -121,4 +121,4 @@ def call(
                 raise
             failure = failed
         clock.sleep(pause_s)
-    raise AssertionError("count does not end")
+        made += 1

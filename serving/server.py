@@ -24,6 +24,7 @@ from tensorflow_serving.apis import (
 
 from model.errors import InvalidInput
 from serving import batching_parameters, warmup
+from serving.addresses import Address
 from serving.batching_parameters import BATCHING_FILE, BatchingParameters
 from serving.grpc_api import GrpcApi
 from serving.http_server import HttpServer
@@ -209,9 +210,7 @@ def _warmed(model: LoadedModel) -> LoadedModel:
 
 def _bind(server: grpc.Server, settings: ServerSettings) -> str:
     """Listens; returns HOST:PORT."""
-    # An IPv6 address needs brackets before a port.
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    place = f"{host}:{settings.port}"
+    place = str(Address(settings.host, settings.port))
     try:
         if settings.certificate is None or settings.key is None:
             bound = server.add_insecure_port(place)
@@ -223,7 +222,7 @@ def _bind(server: grpc.Server, settings: ServerSettings) -> str:
             f"cannot listen on {place} (taken, or no address of this machine); "
             "choose another --port, 0 for any free one"
         ) from error
-    return f"{host}:{bound}"
+    return str(Address(settings.host, bound))
 
 
 def _print(line: str) -> None:

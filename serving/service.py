@@ -11,7 +11,13 @@ import numpy as np
 
 from serving import contract
 from serving.batching_parameters import BatchingParameters
-from serving.errors import INVALID_ARGUMENT, NOT_FOUND, RESOURCE_EXHAUSTED, CallFailed
+from serving.errors import (
+    INVALID_ARGUMENT,
+    NOT_FOUND,
+    RESOURCE_EXHAUSTED,
+    CallFailed,
+    ServableNotFound,
+)
 from serving.loaded_model import LoadedModel
 from serving.metadata import TensorSpec
 from serving.monitoring import Monitor
@@ -105,10 +111,7 @@ class Service:
 
     def _check_model(self, name: str, wanted: Wanted) -> None:
         if name != self.versions.name:
-            asked = f"Latest({name})"
-            if wanted.version is not None:
-                asked = f"Specific({name}, {wanted.version})"
-            raise CallFailed(NOT_FOUND, f"Servable not found for request: {asked}")
+            raise ServableNotFound(name, wanted.version)
 
     @contextlib.contextmanager
     def _admitted(self, images: int) -> Iterator[None]:

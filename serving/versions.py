@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 
 from model.errors import CaptionbeamError
-from serving.errors import INVALID_ARGUMENT, NOT_FOUND, CallFailed
+from serving.errors import INVALID_ARGUMENT, CallFailed, ServableNotFound
 from serving.loaded_model import LoadedModel
 from serving.published import ModelVersion, Source
 
@@ -186,12 +186,7 @@ class Versions:
                 ) from None
         version = max(self._loaded, default=None) if wanted.version is None else wanted.version
         if version not in self._loaded:
-            asked = (
-                f"Latest({self.name})"
-                if wanted.version is None
-                else f"Specific({self.name}, {version})"
-            )
-            raise CallFailed(NOT_FOUND, f"Servable not found for request: {asked}")
+            raise ServableNotFound(self.name, wanted.version)
         return version
 
     def _try(self, found: ModelVersion) -> bool:
