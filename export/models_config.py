@@ -15,7 +15,7 @@ from tensorflow_serving.config import (
 from tensorflow_serving.config import model_server_config_pb2
 
 from model.errors import InvalidInput
-from serving.labels import MODELS_CONFIG
+from serving.labels import MODELS_CONFIG, read_config
 
 STABLE, CANARY = "stable", "canary"
 # Where the tensorflow/serving image expects MODELS to be mounted.
@@ -24,26 +24,13 @@ _PLATFORM = "tensorflow"
 
 
 def read(models: Path) -> model_server_config_pb2.ModelServerConfig:
-    """The server's models; none where there is no file.
+    """As `serving.labels.read_config`, of a file to which a model can be added.
 
     Raises:
-      InvalidInput: the file is not what the server reads.
+      InvalidInput: the file is not what the server reads, or lists no models.
     """
     path = models / MODELS_CONFIG
-    config = model_server_config_pb2.ModelServerConfig()
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return config
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path}: cannot be read ({error}); mend it, or move it away") from error
-    try:
-        text_format.Parse(text, config)
-    except text_format.ParseError as error:
-        raise InvalidInput(
-            f"{path}: not a ModelServerConfig of TensorFlow Serving ({error}); mend it, or move it "
-            "away and have it written anew"
-        ) from error
+    config = read_config(path)
     if config.WhichOneof("config") == "custom_model_config":
         raise InvalidInput(
             f"{path}: has a custom_model_config, expected a model_config_list, to which a model "

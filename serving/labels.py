@@ -11,27 +11,35 @@ from model.errors import InvalidInput
 MODELS_CONFIG = "models.config"
 
 
-def read_labels(file: Path, name: str) -> dict[str, int]:
-    """The version that each label of the model `name` stands for; none without the file.
+def read_config(file: Path) -> model_server_config_pb2.ModelServerConfig:
+    """The server's models; none where there is no file.
 
     Raises:
-      InvalidInput: the file cannot be read.
+      InvalidInput: the file is not what the server reads.
     """
+    config = model_server_config_pb2.ModelServerConfig()
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        return {}
+        return config
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{file}: cannot be read ({error}); mend or remove it") from error
+        raise InvalidInput(f"{file}: cannot be read ({error}); mend it, or move it away") from error
     try:
-        config = text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
+        text_format.Parse(text, config)
     except text_format.ParseError as error:
         raise InvalidInput(
-            f"{file}: {error}; expected a ModelServerConfig, as `captionbeam export` writes it"
+            f"{file}: not a ModelServerConfig of TensorFlow Serving ({error}), expected a "
+            "ModelServerConfig in text form; mend it, or move it away and have it written anew by "
+            "`captionbeam export`"
         ) from error
+    return config
+
+
+def read_labels(file: Path, name: str) -> dict[str, int]:
+    """The version that each label of the model `name` stands for; raises as `read_config`."""
     return {
         label: int(version)
-        for entry in config.model_config_list.config
+        for entry in read_config(file).model_config_list.config
         if entry.name == name
         for label, version in entry.version_labels.items()
     }

@@ -105,7 +105,8 @@ def make(
     # Untrained weights say the same of every image; scaled up, they do not.
     for variable in captioner.trainable_variables:
         variable.assign(variable * 4.0)
-    return Trained(captioner, vocabulary, config, manifest, step=1), encoder, model_dir
+    own = encoder if config.encoder.is_trained else None
+    return Trained(captioner, vocabulary, config, manifest, 1, own), encoder, model_dir
 
 
 def photographs() -> list[bytes]:

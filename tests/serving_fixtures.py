@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2
 
 from serving import contract
 from serving.answers import Answer
@@ -99,6 +100,14 @@ def save_foreign_model(model_dir: Path) -> Path:
     signatures = {contract.SERVING_DEFAULT: module.serving_default}
     tf.saved_model.save(module, str(model_dir / "1"), signatures=signatures)
     return model_dir
+
+
+def predict_request(images: Sequence[bytes], **spec: Any) -> Any:
+    """A PredictRequest to the model "tiny", with more of its ModelSpec."""
+    request = predict_pb2.PredictRequest(model_spec={"name": "tiny"} | spec)
+    tensor = tf.make_tensor_proto(images, dtype=tf.string, shape=[len(images)])
+    request.inputs[contract.IMAGE_BYTES].CopyFrom(tensor)
+    return request
 
 
 def tiny_caption(image: bytes) -> str:

@@ -1,6 +1,5 @@
 """The list of operations holds what any model needs, no more, and TensorFlow's own alone."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,11 @@ from tensorflow.python.framework import op_def_registry
 from export import saved_model
 from export.module import CaptionModule
 from export.operations import ALLOWED, SAVER, Operations, check_operations, operations
-from model.captioner import Captioner
-from model.checkpoints import Trained
-from model.config import Config
-from model.encoder import Encoder, EncoderSettings
+from model.encoder import EncoderSettings
 from model.errors import CheckFailed
-from model.preprocessing import KEEP, SQUASH, fingerprint
-from model.records import Manifest
-from model.vocabulary import Vocabulary
+from model.preprocessing import KEEP, SQUASH
 from serving.layout import SAVED_MODEL_FILE
-from tests import tiny
-from tests.export_fixtures import SIZES
+from tests.export_fixtures import make
 
 # Encoder's image_size, grid_size and aspect; changed settings. Each setting is in one of them.
 VARIANTS: dict[str, tuple[tuple[int, int, str], dict[str, Any]]] = {
@@ -53,21 +46,9 @@ VARIANTS: dict[str, tuple[tuple[int, int, str], dict[str, Any]]] = {
 }
 
 
-def write(root: Path, encoder: Encoder, changes: dict[str, Any]) -> Path:
+def write(root: Path, settings: EncoderSettings, changes: dict[str, Any]) -> Path:
     """The SavedModel of an untrained captioner with these settings."""
-    model_dir = tiny.make_records(root / "model")
-    choices = encoder.settings.choices
-    manifest = dataclasses.replace(
-        Manifest.load(model_dir),
-        grid_shape=encoder.grid_shape,
-        preprocessing=choices,
-        fingerprint=fingerprint(choices),
-    )
-    vocabulary = Vocabulary.load(model_dir / "vocabulary.json")
-    config = Config().updated({**SIZES, **changes}.items())
-    captioner = Captioner(config.decoder, len(vocabulary), manifest.grid_shape)
-    own = encoder if config.encoder.is_trained else None
-    trained = Trained(captioner, vocabulary, config, manifest, 1, own)
+    trained, encoder, model_dir = make(root, settings, {"block_ngrams": 0, **changes})
     saved_model.write(CaptionModule(trained, encoder), model_dir, root / "1", "tiny")
     return root / "1"
 
@@ -78,7 +59,7 @@ def fixture_seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Operatio
     found = {}
     for name, (encoder, changes) in VARIANTS.items():
         root = tmp_path_factory.mktemp("variant")
-        path = write(root, Encoder(EncoderSettings("random:0", *encoder)), changes)
+        path = write(root, EncoderSettings("random:0", *encoder), changes)
         found[name] = operations(path / SAVED_MODEL_FILE)
     return found
 

@@ -19,7 +19,7 @@ from serving import contract
 from serving.contract import Status
 from serving.server import Server
 from tests.export_fixtures import export_unverified, photographs
-from tests.serving_fixtures import running_server
+from tests.serving_fixtures import predict_request, running_server
 
 TIMEOUT_S = 120
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
@@ -63,16 +63,9 @@ def run(cases: int, strategy: st.SearchStrategy[Any], check: Callable[[Any], Non
     options(given(strategy)(check))()
 
 
-def request(images: list[bytes], **spec: Any) -> predict_pb2.PredictRequest:
-    asked = predict_pb2.PredictRequest(model_spec={"name": "tiny"} | spec)
-    tensor = tf.make_tensor_proto(images, dtype=tf.string, shape=[len(images)])
-    asked.inputs[contract.IMAGE_BYTES].CopyFrom(tensor)
-    return asked
-
-
 def lives(send: Callable[[bytes], Any]) -> None:
     """A good request after all of it has its caption."""
-    answer = send(request(photographs()[:1]).SerializeToString())
+    answer = send(predict_request(photographs()[:1]).SerializeToString())
     assert tf.make_ndarray(answer.outputs[contract.STATUS]).tolist() == [Status.OK]
 
 
@@ -96,7 +89,7 @@ def mutated(draw: st.DrawFn, originals: list[bytes]) -> bytes:
 
 @sizes
 def test_messages_that_are_none(send: Callable[[bytes], Any], cases: int) -> None:
-    good = request(photographs()[:1]).SerializeToString()
+    good = predict_request(photographs()[:1]).SerializeToString()
 
     def check(message: bytes) -> None:
         answer = send(message)
@@ -167,11 +160,11 @@ def test_requests_of_any_kind(send: Callable[[bytes], Any], cases: int) -> None:
 def test_bytes_that_are_hardly_images(send: Callable[[bytes], Any], cases: int) -> None:
     good = photographs()
     pngs = [tf.io.encode_png(tf.io.decode_jpeg(image)).numpy() for image in good[:2]]
-    expected = send(request(good[:1]).SerializeToString()).outputs[contract.CAPTION]
+    expected = send(predict_request(good[:1]).SerializeToString()).outputs[contract.CAPTION]
 
     def check(images: list[bytes]) -> None:
         # A good one before them, which they must not change.
-        answer = send(request([good[0], *images]).SerializeToString())
+        answer = send(predict_request([good[0], *images]).SerializeToString())
         captions = tf.make_ndarray(answer.outputs[contract.CAPTION])
         statuses = tf.make_ndarray(answer.outputs[contract.STATUS])
         assert captions[0] == tf.make_ndarray(expected)[0]

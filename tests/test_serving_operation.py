@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
-from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+from tensorflow_serving.apis import prediction_service_pb2_grpc
 
 from model.errors import InvalidInput
 from serving import contract
@@ -29,10 +28,12 @@ from serving.loaded_model import LoadedModel
 from serving.server import Server
 from serving.server_settings import ServerSettings
 from serving.versions import State, Wanted
+from tests.replica_fixtures import make_certificate
 from tests.serving_fixtures import (
     CELLS,
     HYPOTHESES,
     TOKENS,
+    predict_request,
     running_server,
     save_tiny_model,
     tiny_caption,
@@ -57,9 +58,7 @@ def predicting(server: Server, credentials: Any = None) -> Iterator[Any]:
 
 
 def request(image: bytes, **spec: Any) -> Any:
-    asked = predict_pb2.PredictRequest(model_spec={"name": "tiny"} | spec)
-    asked.inputs[contract.IMAGE_BYTES].CopyFrom(tf.make_tensor_proto([image], dtype=tf.string))
-    return asked
+    return predict_request([image], **spec)
 
 
 def caption(response: Any) -> str:
@@ -216,17 +215,10 @@ def test_reflection_lists_the_services(model_dir: Path) -> None:
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("no openssl to make a certificate with")
-    pem, key = tmp_path / "server.pem", tmp_path / "server.key"
-    command = [
-        *(openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-        *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
-        *("-out", str(pem), "-keyout", str(key)),
-    ]
-    subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT_S)
-    return pem, key
+    made = make_certificate(tmp_path / "server.pem", ["localhost"], ["127.0.0.1"])
+    key = tmp_path / "server.key"
+    key.write_bytes(made.key)
+    return made.file, key
 
 
 def test_tls_on_both_ports(model_dir: Path, certificate: tuple[Path, Path]) -> None:

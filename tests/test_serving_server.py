@@ -15,7 +15,6 @@ from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
     model_service_pb2_grpc,
-    predict_pb2,
     prediction_service_pb2_grpc,
 )
 
@@ -30,6 +29,7 @@ from serving.server_settings import ServerSettings
 from tests.serving_fixtures import (
     HYPOTHESES,
     TOKENS,
+    predict_request,
     running_server,
     save_foreign_model,
     save_tiny_model,
@@ -65,13 +65,6 @@ def prediction(channel: Any) -> Any:
 @pytest.fixture
 def model_service(channel: Any) -> Any:
     return model_service_pb2_grpc.ModelServiceStub(channel)
-
-
-def predict_request(images: list[bytes], **spec: Any) -> Any:
-    request = predict_pb2.PredictRequest(model_spec={"name": "tiny"} | spec)
-    tensor = tf.make_tensor_proto(images, dtype=tf.string, shape=[len(images)])
-    request.inputs[contract.IMAGE_BYTES].CopyFrom(tensor)
-    return request
 
 
 def refusal(method: Any, request: Any) -> tuple[str, str]:
