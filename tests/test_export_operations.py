@@ -85,11 +85,12 @@ def test_all_that_is_listed_is_tensorflow_s_own() -> None:
 
 
 class Module(tf.Module):
-    """One function, which calls another."""
+    """One function, which calls another; that one has a weight, as a model's have."""
 
     def __init__(self, operation: Any) -> None:
         super().__init__()
-        inner = tf.function(operation)
+        self.weight = tf.Variable("")
+        inner = tf.function(lambda text: tf.strings.join([operation(text), self.weight]))
         self.serve = tf.function(
             lambda text: tf.identity(inner(text)),
             input_signature=[tf.TensorSpec([None], tf.string, name="text")],
