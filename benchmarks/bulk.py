@@ -26,7 +26,7 @@ from model.records import MANIFEST_FILE, VOCABULARY_FILE, Manifest
 from model.resnet50 import NAME
 from model.vocabulary import Vocabulary
 from pipelines.bulk_job import BulkConfig, caption_all
-from pipelines.captioning import Clients, Target
+from pipelines.clients import Clients, Target
 from pipelines.manifests import DEFAULT_URL_COLUMN, Columns
 
 COUNT = 12 * BATCH

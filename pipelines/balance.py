@@ -6,6 +6,7 @@ Free of Beam, so that a command may import it for its last lines.
 from collections.abc import Mapping
 
 from model.errors import CheckFailed
+from pipelines.advice import advise
 
 _TOP_REASONS = 3
 
@@ -36,7 +37,7 @@ def top_reasons(failed: Mapping[str, int]) -> str:
 
 
 def check_failure_rate(
-    done: int, failed: Mapping[str, int], max_failure_rate: float, rows: str
+    done: int, failed: Mapping[str, int], max_failure_rate: float, rows: str, remedy: str
 ) -> None:
     """Compare failed ÷ (done + failed) with the share that may fail.
 
@@ -45,9 +46,10 @@ def check_failure_rate(
       failed: those that did not, by reason.
       max_failure_rate: 0 to 1.
       rows: where the failures are listed one by one.
+      remedy: what to do when what they name is mended, such as "repeat the command".
 
     Raises:
-      CheckFailed: too many failed; names the commonest reasons.
+      CheckFailed: too many failed; names the commonest reasons and what to do about each.
     """
     count = sum(failed.values())
     tried = done + count
@@ -55,8 +57,9 @@ def check_failure_rate(
     if rate > max_failure_rate:
         raise CheckFailed(
             f"{count} of {tried} images failed ({rate:.1%}), expected at most "
-            f"{max_failure_rate:.1%}: {top_reasons(failed)}; see {rows}, mend "
-            "what it names and take another --output, or raise --max_failure_rate"
+            f"{max_failure_rate:.1%}: {top_reasons(failed)} "
+            f"({'; '.join(map(advise, _commonest(failed, _TOP_REASONS)))}); see {rows}, mend what "
+            f"it names and {remedy}, or raise --max_failure_rate"
         )
 
 
@@ -65,5 +68,8 @@ def _named(counts: Mapping[str, int]) -> str:
 
 
 def _listed(counts: Mapping[str, int], most: int) -> str:
-    ordered = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
-    return ", ".join(f"{name} {count}" for name, count in ordered[:most])
+    return ", ".join(f"{name} {counts[name]}" for name in _commonest(counts, most))
+
+
+def _commonest(counts: Mapping[str, int], most: int) -> list[str]:
+    return sorted(counts, key=lambda name: (-counts[name], name))[:most]

@@ -19,6 +19,7 @@ from model.errors import InvalidInput
 from model.startup import import_tensorflow
 from pipelines.balance import check_failure_rate
 from pipelines.bulk_job import CAPTIONS_FILE, FAILURES_FILE, BulkConfig, caption_all
+from pipelines.caption_rows import Asked
 from pipelines.manifests import DEFAULT_URL_COLUMN, Columns
 from pipelines.sources import TABLE_SUFFIXES, has_columns
 from serving import flags
@@ -39,6 +40,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--id_column", metavar="COLUMN", help="of a manifest: key (default: the URL or path)"
     )
     flags.add_allow_private(parser)
+    parser.add_argument(
+        "--retry_failed",
+        metavar="REASON[,…]",
+        default="",
+        help="images that failed with these reasons are tried again, such as timeout,dns,http_5xx",
+    )
+    parser.add_argument(
+        "--nbest", type=int, default=0, metavar="N", help="rows have the N best captions, too"
+    )
+    parser.add_argument(
+        "--min_log_prob",
+        type=float,
+        metavar="LOG_PROB",
+        help="mark rows whose caption has a lower log-probability; none is dropped",
+    )
+    parser.add_argument(
+        "--dedupe",
+        action="store_true",
+        help="caption images of the same bytes once a shard; each has its row",
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="take the first N images")
+    parser.add_argument("--sample", type=int, metavar="N", help="take N images drawn by their keys")
     parser.add_argument("--batch_size", type=int, default=default.batch_size, metavar="N")
     parser.add_argument("--shard_size", type=int, default=default.shard_size, metavar="N")
     parser.add_argument(
@@ -58,17 +81,23 @@ def run(args: argparse.Namespace) -> int:
         args.batch_size,
         args.shard_size,
         args.max_failure_rate,
+        Asked(args.nbest, args.min_log_prob),
+        args.dedupe,
+        frozenset(filter(None, map(str.strip, args.retry_failed.split(",")))),
+        args.limit,
+        args.sample,
     )
     columns = _columns(args)
     target = flags.target(args)
     import_tensorflow()
-    from pipelines.captioning import Clients
+    from pipelines.clients import Clients
 
     ledger = caption_all(args.input, columns, Clients(target), config, args.beam_args)
     output = args.output.rstrip("/")
     print(f"{ledger}\ncaptions: {output}/{CAPTIONS_FILE.format(name='*')}")
     rows = f"{output}/{FAILURES_FILE.format(name='*')}"
-    check_failure_rate(ledger.captioned, ledger.failed, config.max_failure_rate, rows)
+    remedy = f"repeat the command with --retry_failed {','.join(ledger.failed)}"
+    check_failure_rate(ledger.captioned, ledger.failed, config.max_failure_rate, rows, remedy)
     return 0
 
 

@@ -4,13 +4,14 @@ What is heavy is imported inside the functions: the command reads its defaults f
 must answer a wrong flag at once.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model.errors import InvalidInput
+from model.errors import InvalidInput, Reason
+from pipelines.caption_rows import Asked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,8 +33,13 @@ class BulkConfig:
       output: OUTPUT directory.
       allow_private: networks that URLs may lead to although they are not public.
       batch_size: images in one request.
-      shard_size: images in one shard, about.
+      shard_size: images in one shard, about; of the first run, for as long as its rows last.
       max_failure_rate: failed ÷ all images above which the job does not pass.
+      asked: what a row says besides the caption.
+      dedupe: caption images of the same bytes once a shard.
+      retry: reasons of failures that are to be tried again.
+      limit: images to take, the first ones; None for all.
+      sample: images to take, by the hash of their keys; None for all.
     """
 
     output: str
@@ -41,12 +47,22 @@ class BulkConfig:
     batch_size: int = 32
     shard_size: int = 512
     max_failure_rate: float = 0.1
+    asked: Asked = field(default_factory=Asked)
+    dedupe: bool = False
+    retry: frozenset[str] = frozenset()
+    limit: int | None = None
+    sample: int | None = None
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        for name in ("batch_size", "shard_size"):
-            if getattr(self, name) < 1:
-                raise InvalidInput(f"--{name} {getattr(self, name)}: expected 1 or more")
+        for name in ("batch_size", "shard_size", "limit", "sample"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InvalidInput(f"--{name} {value}: expected 1 or more")
+        if unknown := sorted(self.retry.difference(Reason)):
+            raise InvalidInput(
+                f"--retry_failed {unknown[0]}: no reason of a failure, expected of "
+                f"{', '.join(Reason)}"
+            )
         if not 0 <= self.max_failure_rate <= 1:
             raise InvalidInput(f"--max_failure_rate {self.max_failure_rate}: expected 0 to 1")
 
@@ -76,8 +92,15 @@ def caption_all(
     """
     from pipelines.addresses import AddressRules
     from pipelines.captioning import CaptionSettings, CaptionShard
+    from pipelines.job_plan import delete_old_specs
     from pipelines.jobs import Job
-    from pipelines.ledger import SUMMARY_FILE, WriteSummary, is_complete, read_ledger
+    from pipelines.ledger import (
+        SUMMARY_FILE,
+        WriteSummary,
+        check_counted,
+        is_complete,
+        read_ledger,
+    )
     from pipelines.runner import check_beam_args
     from pipelines.shards import hold_output, run_job
     from pipelines.sources import list_sources
@@ -85,11 +108,27 @@ def caption_all(
     check_beam_args(beam_args, config.output)
     AddressRules(config.allow_private)
     _check_apart(where, config.output)
-    found = list_sources(where, columns)
+    found = _take(list_sources(where, columns), config)
     with clients.open() as client:
         name, version = client.model
-        settings = CaptionSettings(name, version, config.batch_size, config.allow_private)
-        job = Job("bulk", config.output, CAPTIONS_FILE, FAILURES_FILE, published=SUMMARY_FILE)
+        config.asked.check(client.check())
+        settings = CaptionSettings(
+            name,
+            version,
+            config.batch_size,
+            config.allow_private,
+            config.asked,
+            config.dedupe,
+            config.retry,
+        )
+        job = Job(
+            "bulk",
+            config.output,
+            CAPTIONS_FILE,
+            FAILURES_FILE,
+            published=SUMMARY_FILE,
+            amendable=True,
+        )
         with hold_output(job, beam_args) as job:
             job = _plan(job, found, settings, config)
             if is_complete(job):
@@ -97,22 +136,42 @@ def caption_all(
             else:
                 work = CaptionShard(clients.pinned(version), settings)
                 publish = WriteSummary(job, found.skipped, {"name": name, "version": version})
-                run_job(job, work, publish, beam_args)
+                counted = run_job(job, work, publish, beam_args)
+                check_counted(read_ledger(job), counted)
+            delete_old_specs(job)
             return read_ledger(job)
+
+
+def _take(found: "Sources", config: BulkConfig) -> "Sources":
+    """Those of the images that were asked for; the others are skipped."""
+    from pipelines.job_plan import hash_of
+
+    items = found.items
+    if config.sample is not None:
+        taken = {item["key"] for item in sorted(items, key=hash_of)[: config.sample]}
+        items = [item for item in items if item["key"] in taken]
+    items = items[: config.limit]
+    if len(items) == len(found.items):
+        return found
+    return replace(
+        found, items=items, skipped=found.skipped | {"not_taken": len(found.items) - len(items)}
+    )
 
 
 def _plan(job: "Job", found: "Sources", settings: "CaptionSettings", config: BulkConfig) -> "Job":
     """Cuts the items into shards; raises InvalidInput where OUTPUT holds another job."""
-    from pipelines.jobs import assign, plan_job
+    from pipelines.job_plan import assign, plan_job, planned_shards, with_retries
 
-    count = -(-len(found.items) // config.shard_size)
+    # A key stays in its shard however many images come, so that its row is found again.
+    count = planned_shards(job) or -(-len(found.items) // config.shard_size)
     shards = {
         f"{index:05d}-of-{count:05d}": items
         for index, items in enumerate(assign(found.items, count))
     }
     # What was passed over decides no row: a stray text file must not keep a job from going on.
-    decisive = {**asdict(settings), "shard_size": config.shard_size}
-    return plan_job(job, shards, decisive)
+    model = {"name": settings.model_name, "version": settings.model_version}
+    job = plan_job(job, shards, asdict(settings.asked), made_by=model)
+    return with_retries(job, settings.retry)
 
 
 def _check_apart(where: str, output: str) -> None:

@@ -6,26 +6,25 @@ runner, on the number of workers or on an interruption.
 """
 
 import hashlib
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import TypeAlias
 
-from apache_beam.utils.shared import Shared
-
 from model.errors import InvalidInput, ItemFailure, Reason
-from model.image_bytes import Canonical, canonicalise
-from pipelines import storage
+from model.image_bytes import canonicalise
+from pipelines.caption_rows import Asked, Told
+from pipelines.clients import Clients
+from pipelines.crashes import CarefulDecoder, Decode, begun
+from pipelines.earlier import Row, RowSink
 from pipelines.fetch import Fetcher
 from pipelines.image_files import read_image_file
 from pipelines.jobs import Item
 from pipelines.manifests import scheme
 from pipelines.read_ahead import batches, read_ahead
 from pipelines.sink import Sink
-from serving.client import CaptionResult, Client, Target, connect_to
+from serving.client import Client
 
 # Enough to hide the latency of a web server; decoding leaves Python's lock.
 _READ_THREADS = 16
@@ -36,112 +35,113 @@ _BATCHES_AHEAD = 2
 _CALLS = 2
 
 
-Connect: TypeAlias = Callable[[Target], Client]
-
-
-class Clients:
-    """Hands out clients in whatever process it was pickled to.
-
-    A model is loaded once a process. A server is asked anew each time, because what it serves
-    may have changed.
-    """
-
-    def __init__(self, target: Target, connect: Connect = connect_to) -> None:
-        """Keeps the settings; nothing is loaded."""
-        self._target, self._connect = target, connect
-        self._shared = Shared()
-
-    def load(self) -> Client | None:
-        """The model in this process, which stays loaded while somebody holds it."""
-        if self._target.server is not None:
-            return None
-        client: Client = self._shared.acquire(partial(self._connect, self._target))
-        return client
-
-    @contextmanager
-    def open(self) -> Iterator[Client]:
-        """A client that has answered; raises as `serving.client.connect_to`."""
-        loaded = self.load()
-        if loaded is not None:
-            yield loaded
-        else:
-            with self._connect(self._target) as client:
-                yield client
-
-    def pinned(self, version: int) -> "Clients":
-        """The same, for that version alone even when a newer one is published meanwhile.
-
-        It shares what this one has loaded in this process.
-        """
-        model = self._target.model
-        if model is None or Path(model).resolve().name == str(version):
-            return self
-        clients = Clients(replace(self._target, model=f"{model}/{version}"), self._connect)
-        clients._shared = self._shared
-        return clients
-
-
 @dataclass(frozen=True)
 class CaptionSettings:
-    """What decides the rows of a shard, besides its items.
+    """What a shard is captioned with.
 
     Attributes:
       model_name: name of the model that must answer.
       model_version: its version.
       batch_size: images in one request.
       allow_private: networks that URLs may lead to although they are not public.
+      asked: what a row says besides the caption.
+      dedupe: send images of the same bytes once.
+      retry: reasons of an earlier run's failures to try again.
     """
 
     model_name: str
     model_version: int
     batch_size: int = 32
     allow_private: tuple[str, ...] = ()
+    asked: Asked = field(default_factory=Asked)
+    dedupe: bool = False
+    retry: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class _Image:
-    """An item that was read: canonical image, and the SHA-256 of its original bytes."""
+    """An item that was read.
 
-    canonical: Canonical
+    Attributes:
+      sha256: of its original bytes.
+      width: upright, in pixels.
+      height: likewise.
+      data: canonical bytes; None where the same bytes stood earlier in the shard.
+    """
+
     sha256: str
+    width: int
+    height: int
+    data: bytes | None
+
+
+_Read: TypeAlias = _Image | ItemFailure
+_Outcome: TypeAlias = Told | ItemFailure
 
 
 class CaptionShard:
     """The ShardWork of bulk captioning: one row or one failure for every item."""
 
-    def __init__(self, clients: Clients, settings: CaptionSettings) -> None:
+    def __init__(
+        self, clients: Clients, settings: CaptionSettings, decode: Decode = canonicalise
+    ) -> None:
         """Keeps the settings."""
-        self._clients, self._settings = clients, settings
+        self._clients, self._settings, self._decode = clients, settings, decode
         self._model: Client | None = None
 
     def setup(self) -> None:
-        """Loads the model; a server has it loaded already."""
-        self._model = self._clients.load()
+        """Loads nothing yet: a shard all of whose rows are kept needs no model."""
 
     def process(self, items: Sequence[Item], sink: Sink) -> None:
-        """Captions a shard.
+        """Captions a shard; what an earlier run captioned stays.
 
         Raises:
           ServerUnavailable, ServerError: the rest of the shard cannot be captioned.
           InvalidInput: another version of the model answers than at the start.
         """
+        rows = RowSink(sink, items, self._is_current, self._settings.asked.counts)
+        if rows.waiting:
+            # Once loaded, a model stays so for the next shard.
+            self._model = self._model or self._clients.load()
+            with (
+                begun(sink.job, sink.spec.name) as crashed,
+                CarefulDecoder(self._decode) as careful,
+            ):
+                self._caption_all(rows, careful if crashed else self._decode)
+        rows.finish()
+
+    def _caption_all(self, rows: RowSink, decode: Decode) -> None:
+        outcomes: dict[str, _Outcome] = {}
+        for item, read, answer in self._answered(rows.waiting, decode):
+            if isinstance(read, ItemFailure):
+                rows.fail(item, read)
+                continue
+            outcome = outcomes[read.sha256] if answer is None else answer
+            if self._settings.dedupe:
+                outcomes[read.sha256] = outcome
+            if isinstance(outcome, ItemFailure):
+                rows.fail(item, outcome)
+            else:
+                rows.write(self._row(item, read, outcome))
+
+    def _answered(
+        self, items: Sequence[Item], decode: Decode
+    ) -> Iterator[tuple[Item, _Read, _Outcome | None]]:
+        """Every item, what was read, and the model's answer where it was asked."""
         settings = self._settings
         with self._client() as client, Fetcher(allow_private=settings.allow_private) as fetcher:
-            size = settings.batch_size
-            images = read_ahead(
-                items, partial(_load, fetcher), threads=_READ_THREADS, ahead=size * _BATCHES_AHEAD
+            ahead = settings.batch_size * _BATCHES_AHEAD
+            images: Iterable[tuple[Item, _Read]] = read_ahead(
+                items, partial(_load, fetcher, decode), threads=_READ_THREADS, ahead=ahead
             )
-            captioned = read_ahead(
-                batches(images, size), partial(_caption, client), threads=_CALLS, ahead=_CALLS
-            )
-            for _, outcomes in captioned:
-                if isinstance(outcomes, ItemFailure):
-                    raise outcomes
-                for item, outcome in outcomes:
-                    if isinstance(outcome, ItemFailure):
-                        sink.fail(item, outcome)
-                    else:
-                        sink.write(storage.json_line(self._row(item, *outcome)))
+            if settings.dedupe:
+                images = _once(images)
+            ask = partial(_ask, client, settings.asked)
+            cut = batches(images, settings.batch_size)
+            for _, answered in read_ahead(cut, ask, threads=_CALLS, ahead=_CALLS):
+                if isinstance(answered, ItemFailure):
+                    raise answered
+                yield from answered
         # Every answer tells its version to `_row`, except those of a server that never does.
         with self._client():
             pass
@@ -157,56 +157,65 @@ class CaptionShard:
         if (name, version) != wanted:
             raise InvalidInput(
                 f"model {name} version {version} answers, expected {wanted[0]} version "
-                f"{wanted[1]} as at the start; serve that version again, on every replica, and "
-                "repeat the command, or take another --output"
+                f"{wanted[1]} as at the start; nothing of this shard was kept. Repeat the command: "
+                "it captions everything by the version that answers then, the same on every replica"
             )
 
-    def _row(self, item: Item, image: _Image, result: CaptionResult) -> dict[str, object]:
+    def _is_current(self, row: Row) -> bool:
+        """Whether a row that an earlier run left would be made again."""
+        if "reason" in row:
+            # What the model refused, another one may take.
+            return row["reason"] not in self._settings.retry | {Reason.MODEL_ERROR}
+        made_by = (row["model"], row["model_version"])
+        return made_by == (self._settings.model_name, self._settings.model_version)
+
+    def _row(self, item: Item, read: _Image, told: Told) -> Row:
         # The server may have changed its model, and replicas may differ.
-        self._check_model(self._settings.model_name, result.model_version)
+        self._check_model(self._settings.model_name, told.model_version)
         return {
             "key": item["key"],
             "source": item["source"],
-            "caption": result.caption,
-            "log_prob": result.log_prob,
-            "sha256": image.sha256,
-            "width": image.canonical.width,
-            "height": image.canonical.height,
+            "caption": told.caption,
+            "log_prob": told.log_prob,
+            "sha256": read.sha256,
+            "width": read.width,
+            "height": read.height,
             "model": self._settings.model_name,
-            "model_version": result.model_version,
+            "model_version": told.model_version,
+            **self._settings.asked.fields(told),
         }
 
 
-_Outcome: TypeAlias = tuple[_Image, CaptionResult] | ItemFailure
+def _once(images: Iterable[tuple[Item, _Read]]) -> Iterator[tuple[Item, _Read]]:
+    """The same, without the data of bytes that came before."""
+    seen: set[str] = set()
+    for item, read in images:
+        if isinstance(read, _Image) and read.sha256 in seen:
+            yield item, replace(read, data=None)
+            continue
+        if isinstance(read, _Image):
+            seen.add(read.sha256)
+        yield item, read
 
 
-def _caption(
-    client: Client, batch: Sequence[tuple[Item, _Image | ItemFailure]]
-) -> list[tuple[Item, _Outcome]]:
-    """One outcome for each item, in order."""
-    images = [image.canonical.data for _, image in batch if not isinstance(image, ItemFailure)]
-    results = iter(client.caption_each(images))
+def _ask(
+    client: Client, asked: Asked, batch: Sequence[tuple[Item, _Read]]
+) -> list[tuple[Item, _Read, _Outcome | None]]:
+    """Every item of a batch, in order, with the model's outcome where it was asked."""
+    sent = [read.data if isinstance(read, _Image) else None for _, read in batch]
+    told = iter(asked.ask(client, [data for data in sent if data is not None]))
     return [
-        (item, image if isinstance(image, ItemFailure) else _outcome(image, next(results)))
-        for item, image in batch
+        (item, read, None if data is None else next(told))
+        for (item, read), data in zip(batch, sent, strict=True)
     ]
 
 
-def _outcome(image: _Image, answer: CaptionResult | ItemFailure) -> _Outcome:
-    if isinstance(answer, ItemFailure):
-        return answer
-    if not math.isfinite(answer.log_prob):
-        return ItemFailure(
-            Reason.MODEL_ERROR, f"log_prob {answer.log_prob}, expected a finite number"
-        )
-    return image, answer
-
-
-def _load(fetcher: Fetcher, item: Item) -> _Image:
+def _load(fetcher: Fetcher, decode: Decode, item: Item) -> _Image:
     """Read and canonicalise one item; raises ItemFailure."""
     source = str(item["source"])
     if not source:
         raise ItemFailure(Reason.INVALID_URL, "an empty cell, expected a URL or a path")
     is_url = scheme(source) in ("http", "https")
     data = fetcher.fetch(source) if is_url else read_image_file(source)
-    return _Image(canonicalise(data), hashlib.sha256(data).hexdigest())
+    image = decode(data)
+    return _Image(hashlib.sha256(data).hexdigest(), image.width, image.height, image.data)

@@ -7,10 +7,9 @@ launch holds OUTPUT, `lease/`.
 """
 
 import hashlib
-import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from model.errors import InvalidInput
@@ -22,18 +21,30 @@ JOB_FILE = f"{WORK_DIR}/job.json"
 LEASE_DIR = f"{WORK_DIR}/lease"
 # Beam lists and deletes by patterns, in which these do not stand for themselves.
 _PATTERN_CHARACTERS = "*?["
+# Enough to tell the versions of one shard's items apart.
+_DIGEST_IN_NAME = 16
 Item = Mapping[str, Any]
 """What a shard processes: JSON with at least "key" and "source"."""
 
 
 @dataclass(frozen=True)
 class ShardSpec:
-    """A shard to be made: its name, the file with its items, their number and digest."""
+    """A shard to be made.
+
+    Attributes:
+      name: of the shard.
+      path: the file with its items.
+      items: their number.
+      digest: of the items and of what else makes a result another one.
+      attempt: which the result must be of, or of a later one: above 0 where failures are to be
+        tried again.
+    """
 
     name: str
     path: str
     items: int
     digest: str
+    attempt: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,7 @@ class ShardResult:
       counts: what else the work counted.
       output: the shard's file.
       failures: its failure rows' file.
+      attempt: the spec's.
     """
 
     name: str
@@ -70,6 +82,7 @@ class ShardResult:
     counts: Mapping[str, int]
     output: FileInfo
     failures: FileInfo
+    attempt: int = 0
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "ShardResult":
@@ -91,6 +104,7 @@ class Job:
       specs: the shards.
       lease: the launch's right to write OUTPUT; None where nobody else can.
       published: the file below OUTPUT that says it is complete.
+      amendable: whether its inputs may change after shards were finished.
     """
 
     stage: str
@@ -100,6 +114,7 @@ class Job:
     specs: tuple[ShardSpec, ...] = ()
     lease: Lease | None = None
     published: str | None = None
+    amendable: bool = False
 
     def path(self, *parts: str) -> str:
         """A path below OUTPUT."""
@@ -109,6 +124,11 @@ class Job:
         """Where a finished shard's result lies."""
         return self.path(WORK_DIR, "done", f"{name}.json")
 
+    def spec_path(self, name: str, digest: str) -> str:
+        """Where the items of a shard lie."""
+        version = f"-{digest[:_DIGEST_IN_NAME]}" if self.amendable else ""
+        return self.path(WORK_DIR, "specs", f"{name}{version}.jsonl")
+
     def result(self, spec: ShardSpec) -> ShardResult | None:
         """The result of a finished shard, or None: not made, or its files are not whole.
 
@@ -116,7 +136,7 @@ class Job:
           OSError: the output directory cannot be read.
         """
         result = self.noted_result(spec)
-        if result is None:
+        if result is None or result.attempt < spec.attempt:
             return None
         whole = all(
             storage.size(self.path(file.file)) == file.bytes
@@ -130,74 +150,21 @@ class Job:
         Raises:
           OSError: the output directory cannot be read.
         """
+        result = self.last_result(spec.name)
+        return result if result is not None and result.digest == spec.digest else None
+
+    def last_result(self, name: str) -> ShardResult | None:
+        """The result that was noted for a shard of this name, whatever it was made from.
+
+        Raises:
+          OSError: the output directory cannot be read.
+        """
         try:
-            fields = storage.read_json(self.done_path(spec.name))
-            result = None if fields is None else ShardResult.from_json(fields)
+            fields = storage.read_json(self.done_path(name))
+            return None if fields is None else ShardResult.from_json(fields)
         # Cut short or overwritten; making the shard again mends it.
         except (ValueError, LookupError, TypeError):
             return None
-        return result if result is not None and result.digest == spec.digest else None
-
-
-def plan_job(job: Job, shards: Mapping[str, Sequence[Item]], settings: Mapping[str, Any]) -> Job:
-    """Write the specs of a job, or find that they are those of the run to be resumed.
-
-    Args:
-      job: without specs.
-      shards: items by shard name.
-      settings: everything that decides the output's bytes, as JSON; of those that differ from
-        the job found, the first is named.
-
-    Returns:
-      The job with its specs.
-
-    Raises:
-      InvalidInput: the output directory holds finished shards of another job, cannot be
-        written, or its name is a pattern.
-    """
-    check_name(job.output)
-    specs = tuple(
-        ShardSpec(
-            name,
-            job.path(WORK_DIR, "specs", f"{name}.jsonl"),
-            len(items),
-            hashlib.sha256(_encoded(items)).hexdigest(),
-        )
-        for name, items in shards.items()
-    )
-    wanted = {
-        "settings": json.loads(json.dumps(settings)),
-        "shards": {spec.name: spec.digest for spec in specs},
-    }
-    try:
-        found = storage.read_json(job.path(JOB_FILE))
-        if found != wanted and not _is_finished_in_part(job):
-            # Nothing was finished, so nothing is lost by beginning another job.
-            _clear(job)
-            found = None
-        for spec in specs if found in (None, wanted) else ():
-            if found is None or read_spec(spec) is None:
-                # Made again rather than kept: of ten million images they are gigabytes.
-                storage.write_bytes(spec.path, _encoded(shards[spec.name]))
-        if found is None:
-            storage.write_json(job.path(JOB_FILE), wanted)
-    except (OSError, ValueError) as error:
-        raise unusable(job.output, error) from error
-    if found not in (None, wanted):
-        raise InvalidInput(
-            f"{job.output} holds another job: {_first_difference(found, wanted)}; "
-            "take another --output, or the flags of the first run to resume it"
-        )
-    return replace(job, specs=specs)
-
-
-def assign(items: Sequence[Item], num_shards: int) -> list[list[Item]]:
-    """Spread items over shards by the hash of their keys; in a shard they stand by key."""
-    shards: list[list[Item]] = [[] for _ in range(num_shards)]
-    for item in sorted(items, key=lambda item: str(item["key"])):
-        digest = hashlib.sha256(str(item["key"]).encode()).digest()
-        shards[int.from_bytes(digest[:8], "big") % num_shards].append(item)
-    return shards
 
 
 def failed_by_reason(results: Iterable[ShardResult]) -> dict[str, int]:
@@ -230,37 +197,3 @@ def unusable(output: str, error: Exception) -> InvalidInput:
         "can be written and has free space, or the one of a run to resume; mend it and repeat the "
         "command, or take another --output"
     )
-
-
-def _encoded(items: Sequence[Item]) -> bytes:
-    """A spec's file."""
-    return b"".join(map(storage.json_line, items))
-
-
-def _is_finished_in_part(job: Job) -> bool:
-    """Whether there is a finished shard; a published output has some, whatever _work says."""
-    if storage.match(job.done_path("*")):
-        return True
-    return job.published is not None and storage.exists(job.path(job.published))
-
-
-def _clear(job: Job) -> None:
-    """Remove what is left of a job without a finished shard, whichever it was."""
-    found = storage.read_json(job.path(JOB_FILE))
-    shards = found["shards"] if isinstance(found, dict) and "shards" in found else ()
-    outputs = {job.path(job.output_file.format(name=name)) for name in shards}
-    there = storage.match(job.path(job.output_file.format(name="*")))
-    # Before the file that names them, or a kill would leave shards of another job behind.
-    storage.delete(*(path for path in there if path in outputs))
-    files = (*storage.match(job.path(WORK_DIR, "*")), *storage.match(job.path(WORK_DIR, "*", "*")))
-    kept = job.path(LEASE_DIR) + "/"
-    storage.delete(*(path for path in files if not path.startswith(kept)))
-
-
-def _first_difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Name what differs between the job of an output directory and the one asked for."""
-    for name in dict.fromkeys((*wanted["settings"], *found["settings"])):
-        there, here = found["settings"].get(name), wanted["settings"].get(name)
-        if there != here:
-            return f"{name} is {json.dumps(there)} there, {json.dumps(here)} now"
-    return "its inputs are others than the ones named now"

@@ -108,6 +108,27 @@ def read_ledger(job: Job) -> Ledger:
     return Ledger(**summary["ledger"])
 
 
+def check_counted(ledger: Ledger, counted: tuple[int, Mapping[str, int]] | None) -> None:
+    """Compare the rows with what Beam counted.
+
+    Args:
+      ledger: of the written rows.
+      counted: captioned, and failed by reason; None where the runner does not tell.
+
+    Raises:
+      CheckFailed: they differ; names both.
+    """
+    if counted is None:
+        return
+    captioned, failed = counted
+    if (captioned, dict(failed)) != (ledger.captioned, dict(ledger.failed)):
+        raise CheckFailed(
+            f"Beam counted {captioned} captioned and {json.dumps(dict(failed))} failed, the rows "
+            f"say {ledger.captioned} and {json.dumps(dict(ledger.failed))}; repeat the command, "
+            "which counts the rows anew"
+        )
+
+
 def _read_shard(job: Job, spec: ShardSpec, result: ShardResult) -> tuple[int, Counter[str]]:
     """Captioned, and failed by reason, as the rows of one shard say."""
     captions = _read_rows(job, result.output)

@@ -126,7 +126,8 @@ def _check_failures(manifest: "Manifest", output: str, max_failure_rate: float) 
 
     ledger = manifest.ledger
     rows = f"{output.rstrip('/')}/{FAILURES_FILE}"
-    check_failure_rate(ledger["written"], ledger["failed"], max_failure_rate, rows)
+    remedy = "take another --output"
+    check_failure_rate(ledger["written"], ledger["failed"], max_failure_rate, rows, remedy)
 
 
 def _settings(args: argparse.Namespace) -> "PreprocessSettings":

@@ -22,7 +22,8 @@ from pipelines import storage
 from pipelines.coco import Inputs, Selection, read_inputs
 from pipelines.encoding import GridEncoder
 from pipelines.features import FLIP, READ_THREADS, Features
-from pipelines.jobs import JOB_FILE, WORK_DIR, Item, Job, assign, plan_job
+from pipelines.job_plan import assign, plan_job
+from pipelines.jobs import JOB_FILE, WORK_DIR, Item, Job
 from pipelines.plan import (
     ORPHANS,
     STAGE,

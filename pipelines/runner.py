@@ -35,6 +35,10 @@ _WORKER_GONE = re.compile("Channel closed prematurely|Worker subprocess exited")
 _DATAFLOW = "DataflowRunner"
 
 
+class WorkerLost(InvalidInput):
+    """A worker process of a local runner ended amid its work."""
+
+
 def check_beam_args(beam_args: Sequence[str], *paths: str) -> None:
     """Give Beam its flags: from here on filesystems have theirs.
 
@@ -124,7 +128,7 @@ def is_local(beam_args: Sequence[str]) -> bool:
 def runner_error(pipeline: beam.Pipeline, error: Exception) -> CaptionbeamError | None:
     """What to say when a worker is lost, or Dataflow refuses or loses a job; else None."""
     if isinstance(pipeline.runner, _LOCAL_RUNNERS) and _WORKER_GONE.search(str(error)):
-        return InvalidInput(
+        return WorkerLost(
             "a worker process ended amid its work (killed, or out of memory?); see that there is "
             "memory for --direct_num_workers of them, then repeat the command"
         )

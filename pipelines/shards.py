@@ -10,16 +10,17 @@ runners lose those silently.
 import base64
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import apache_beam as beam
 from apache_beam.transforms.combiners import ToListCombineFn
 
 from model.errors import CaptionbeamError, CheckFailed, InvalidInput, NotRun
-from pipelines import storage, tally
+from pipelines import counters, storage, tally
 from pipelines.heaps import return_free_memory
 from pipelines.jobs import (
     LEASE_DIR,
@@ -33,6 +34,7 @@ from pipelines.jobs import (
 )
 from pipelines.lease import EXPIRES_AFTER_S, hold
 from pipelines.runner import (
+    WorkerLost,
     closing_client,
     is_dry_run,
     is_local,
@@ -44,6 +46,8 @@ from pipelines.runner import (
 from pipelines.sink import Sink
 from pipelines.watch import shown
 
+# Of a pipeline whose worker processes end amid their work, by an image or for lack of memory.
+_LAUNCHES = 3
 # Carries one of our errors through Beam, which keeps only an exception's text, and may quote it;
 # Base64 has nothing to quote.
 _ERROR_MARK = "captionbeam-error: "
@@ -85,6 +89,7 @@ class ProcessShard(FileDoFn):
         """Make one shard, or find it made."""
         with carried_errors(self._job.output):
             result = self._job.result(spec) or self._make(spec)
+        counters.count(result)
         yield result
 
     def _make(self, spec: ShardSpec) -> ShardResult:
@@ -149,8 +154,12 @@ def run_job(
     work: ShardWork,
     publish: Callable[[list[ShardResult]], None],
     beam_args: Sequence[str],
-) -> None:
+) -> counters.Counted | None:
     """Make the shards that are missing, then publish.
+
+    Returns:
+      Items written, and failed by reason, as Beam counted them; None where the runner does not
+      tell.
 
     Raises:
       CaptionbeamError: as `work` raised it in whatever process it ran.
@@ -159,15 +168,14 @@ def run_job(
     """
     with write_errors(job.output):
         _delete_temporary_files(job)
-    with shown(job), run_pipeline(beam_args) as pipeline:
-        _ = (
-            pipeline
-            | "Specs" >> beam.Create(job.specs)
-            | "Spread" >> beam.Reshuffle()
-            | "Process" >> beam.ParDo(ProcessShard(job, work, beam_args))
-            | "Collect" >> beam.CombineGlobally(ToListCombineFn())
-            | "Publish" >> beam.ParDo(Publish(job, publish, beam_args))
-        )
+    for left in reversed(range(_LAUNCHES)):
+        try:
+            result = _run(job, work, publish, beam_args)
+            break
+        except WorkerLost:
+            if not left:
+                raise
+            print("a worker process ended amid its work; its shard is begun again", file=sys.stderr)
     with write_errors(job.output):
         # Of a worker that was killed and whose shard another one made, and of a killed launch's
         # workers, which end when they find that they lost the lease.
@@ -177,6 +185,25 @@ def run_job(
             f"dry run: the job of {len(job.specs)} shards was built and not run; to run it, "
             "leave --dry_run out"
         )
+    return counters.counted(result)
+
+
+def _run(
+    job: Job,
+    work: ShardWork,
+    publish: Callable[[list[ShardResult]], None],
+    beam_args: Sequence[str],
+) -> Any:
+    with shown(job), run_pipeline(beam_args) as pipeline:
+        _ = (
+            pipeline
+            | "Specs" >> beam.Create(job.specs)
+            | "Spread" >> beam.Reshuffle()
+            | "Process" >> beam.ParDo(ProcessShard(job, work, beam_args))
+            | "Collect" >> beam.CombineGlobally(ToListCombineFn())
+            | "Publish" >> beam.ParDo(Publish(job, publish, beam_args))
+        )
+    return pipeline.result
 
 
 def check_made(path: str) -> None:

@@ -13,10 +13,15 @@ from pipelines.tally import Tally
 
 
 class Sink:
-    """Takes what becomes of a shard's items; writes temporary files, renames them at the end."""
+    """Takes what becomes of a shard's items; writes temporary files, renames them at the end.
+
+    Attributes:
+      job: without specs.
+      spec: the shard's.
+    """
 
     def __init__(self, job: Job, spec: ShardSpec, tally: Tally | None = None) -> None:
-        self._job, self._spec = job, spec
+        self.job, self.spec = job, spec
         self._tally = Tally() if tally is None else tally
         self._failed: Counter[str] = Counter()
         self._parts_failed: Counter[str] = Counter()
@@ -55,28 +60,29 @@ class Sink:
     def commit(self) -> ShardResult:
         """Rename the files into place and leave the result that marks the shard finished."""
         accounted = self._written + self._failed.total()
-        if accounted != self._spec.items:
+        if accounted != self.spec.items:
             raise RuntimeError(
-                f"shard {self._spec.name}: {accounted} items accounted for, "
-                f"expected {self._spec.items}"
+                f"shard {self.spec.name}: {accounted} items accounted for, "
+                f"expected {self.spec.items}"
             )
         self._output.close()
         self._failures.close()
-        if self._job.lease is not None:
+        if self.job.lease is not None:
             # A launch that took over may make another job here.
-            self._job.lease.check()
+            self.job.lease.check()
         result = ShardResult(
-            name=self._spec.name,
-            digest=self._spec.digest,
-            inputs=self._spec.items,
+            name=self.spec.name,
+            digest=self.spec.digest,
+            inputs=self.spec.items,
             written=self._written,
             failed=dict(sorted(self._failed.items())),
             parts_failed=dict(sorted(self._parts_failed.items())),
             counts=dict(sorted(self._counts.items())),
             output=self._output.publish(),
             failures=self._failures.publish(),
+            attempt=self.spec.attempt,
         )
-        storage.write_json(self._job.done_path(self._spec.name), asdict(result))
+        storage.write_json(self.job.done_path(self.spec.name), asdict(result))
         return result
 
     def abandon(self) -> None:
@@ -86,14 +92,14 @@ class Sink:
     def _account(self, counts: Mapping[str, int]) -> None:
         self._counts.update(counts)
         self._tally.done += 1
-        if self._job.lease is not None:
-            self._job.lease.keep()
+        if self.job.lease is not None:
+            self.job.lease.keep()
 
     def _write_failure(self, item: Item, failure: ItemFailure) -> None:
         row = {
             "key": item["key"],
             "source": item["source"],
-            "stage": self._job.stage,
+            "stage": self.job.stage,
             "reason": str(Reason(failure.reason)),
             "message": failure.message,
         }

@@ -97,10 +97,12 @@ class Hypothesis:
     Attributes:
       caption: words joined by spaces.
       log_prob: as in CaptionResult.
+      model_version: likewise.
     """
 
     caption: str
     log_prob: float
+    model_version: int
 
 
 def rows(signature: str, answer: Answer, count: int, version: int) -> Iterator[Row]:
@@ -174,7 +176,7 @@ def explained(row: Row) -> Explained:
 def hypotheses(row: Row) -> list[Hypothesis]:
     """A row of `nbest`, best first."""
     return [
-        Hypothesis(caption, float(log_prob))
+        Hypothesis(caption, float(log_prob), row.version)
         for caption, log_prob in zip(
             _texts(row.tensors[contract.CAPTIONS]), row.tensors[contract.LOG_PROBS], strict=True
         )

@@ -30,7 +30,16 @@ from serving.retry import IN_PROCESS, STARTING, Clock, Retries
 from serving.target import CONNECT_TIMEOUT_S, Target
 from serving.transport import GrpcTransport, SavedModelTransport, Transport
 
-__all__ = ["CaptionResult", "Client", "Explained", "Hypothesis", "Target", "connect", "connect_to"]
+__all__ = [
+    "CaptionResult",
+    "Client",
+    "Explained",
+    "Hypothesis",
+    "ModelMetadata",
+    "Target",
+    "connect",
+    "connect_to",
+]
 
 # The first attempt gets half of it: a minute, longer than 32 images take on two cores.
 DEFAULT_TIMEOUT_S = 120.0
@@ -147,6 +156,10 @@ class Client:
     def explain_each(self, images: Sequence[bytes]) -> list[Explained | ItemFailure]:
         """As `explain`; an image that the model refuses has its failure in its place."""
         return list(self._each(contract.EXPLAIN, answers.explained, images))
+
+    def nbest_each(self, images: Sequence[bytes]) -> list[list[Hypothesis] | ItemFailure]:
+        """As `nbest`; an image that the model refuses has its failure in its place."""
+        return list(self._each(contract.NBEST, answers.hypotheses, images))
 
     def _each(
         self, signature: str, read: Callable[[Row], _Answer], images: Sequence[bytes]

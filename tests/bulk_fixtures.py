@@ -6,11 +6,12 @@ import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 
-from pipelines.captioning import Target
+from pipelines.clients import Target
 from serving import contract
 from serving.answers import Answer
 from serving.client import Client
@@ -20,7 +21,8 @@ from serving.retry import Retries
 
 NAME, VERSION = "fake", 3
 POISON_COLOUR = (255, 0, 0)
-TOKENS = 2
+TOKENS, HYPOTHESES = 2, 4
+SIZES = {"K": HYPOTHESES}
 
 
 class World:
@@ -31,7 +33,7 @@ class World:
     not_finite: bool = False
     # The version that answers tell, where it is not that of the metadata.
     answers_tell: int | None = None
-    batches: list[int]
+    batches: ClassVar[list[int]] = []
     connects = 0
 
     @classmethod
@@ -63,7 +65,6 @@ class FakeTransport:
         self._version = version
 
     def predict(self, signature: str, image_bytes: Sequence[bytes], timeout_s: float) -> Answer:
-        assert signature == contract.SERVING_DEFAULT
         assert timeout_s > 0
         World.batches.append(len(image_bytes))
         if World.unavailable_after is not None and len(World.batches) > World.unavailable_after:
@@ -72,9 +73,13 @@ class FakeTransport:
             raise CallFailed(INVALID_ARGUMENT, "an image that the model refuses")
         count = len(image_bytes)
         scores = [float("nan") if World.not_finite else fake_log_prob(x) for x in image_bytes]
-        outputs = {
-            contract.STATUS: np.zeros(count, np.int32),
-            contract.CAPTION: np.array([fake_caption(x).encode() for x in image_bytes], object),
+        captions = [fake_caption(x) for x in image_bytes]
+        status = {contract.STATUS: np.zeros(count, np.int32)}
+        if signature == contract.NBEST:
+            return Answer(status | _ranked(captions, scores), World.answers_tell or self._version)
+        assert signature == contract.SERVING_DEFAULT
+        outputs = status | {
+            contract.CAPTION: np.array([caption.encode() for caption in captions], object),
             contract.LOG_PROB: np.array(scores, np.float32),
             contract.TOKEN_IDS: np.ones((count, TOKENS), np.int32),
             contract.LENGTH: np.full(count, TOKENS, np.int32),
@@ -96,10 +101,24 @@ class FakeTransport:
         pass
 
 
+def _ranked(captions: Sequence[str], scores: Sequence[float]) -> dict[str, np.ndarray]:
+    """`HYPOTHESES` of each; of a search that found one less than it is wide."""
+    ranks = range(1, HYPOTHESES)
+    texts = [[caption, *(f"{caption} {rank}" for rank in ranks)] for caption in captions]
+    log_probs = [[score, *(score - rank for rank in ranks)] for score in scores]
+    for row in log_probs:
+        row[-1] = -np.inf
+    encoded = [[text.encode() for text in row] for row in texts]
+    return {
+        contract.CAPTIONS: np.array(encoded, object).reshape(-1, HYPOTHESES),
+        contract.LOG_PROBS: np.array(log_probs, np.float32).reshape(-1, HYPOTHESES),
+    }
+
+
 def _specs(tensors: object) -> dict[str, TensorSpec]:
     assert hasattr(tensors, "items")
     return {
-        name: TensorSpec(tensor.dtype, (None,) * len(tensor.dims))
+        name: TensorSpec(tensor.dtype, tuple(SIZES.get(letter) for letter in tensor.dims))
         for name, tensor in tensors.items()
     }
 

@@ -1,18 +1,28 @@
 """Faults of a disk or a machine at a chosen moment; imported by tests and by runs to be killed."""
 
+import json
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from model.errors import Reason
 from pipelines import storage
+from pipelines.bulk_job import BulkConfig, caption_all
+from pipelines.clients import Clients, Target
+from pipelines.manifests import Columns
 from pipelines.records_job import preprocess
+from tests.bulk_fixtures import NAME, World, connect_fake
 from tests.preprocess_fixtures import FakeEncoder, settings
+
+ROOT = Path(__file__).parents[1]
 
 # What a file is for, told from its path; the first that fits.
 KINDS = {
@@ -23,6 +33,7 @@ KINDS = {
     "counted vocabulary": r"/_work/vocabulary\.json",
     "shard failures": r"/_work/failures/",
     "done": r"/_work/done/",
+    "begun": r"/_work/begun/",
     "shard": r"\.tfrecord|/captions-",
     "failures": r"/failures",
     "vocabulary": r"/vocabulary\.json",
@@ -111,6 +122,47 @@ def make_noted(world: Path, output: str, events: Events, beam_args: Sequence[str
     encoder = NotedEncoder(world / f"{output}.log", events)
     with noted(events):
         preprocess(settings(world, output, shard_size=3), beam_args, partial(_same, encoder))
+
+
+def caption_noted(world: Path, output: str, events: Events) -> None:
+    """Caption WORLD/in, some of it tried again, with every step noted."""
+    World.reset()
+    retry = frozenset({Reason.MISSING_FILE})
+    config = BulkConfig(str(world / output), batch_size=4, shard_size=13, retry=retry)
+    clients = Clients(Target("models/fake", None, NAME), connect_fake)
+    with noted(events):
+        caption_all(str(world / "in"), Columns(), clients, config)
+
+
+STAGES: Mapping[str, Callable[[Path, str, Events], None]] = {
+    "preprocess": make_noted,
+    "bulk": caption_noted,
+}
+
+
+def killed_runs(
+    stage: str, world: Path, runs: Sequence[tuple[str, int, float]]
+) -> list[tuple[int, float]]:
+    """Run a stage as tests/killed_runs says.
+
+    Args:
+      stage: of STAGES.
+      world: its inputs and outputs.
+      runs: OUTPUT below it, the step before which it kills itself or 0, and seconds after which
+        it is killed or 0.
+
+    Returns:
+      How each run ended, the signal negative, and after how many seconds.
+    """
+    finished = subprocess.run(
+        [sys.executable, "-m", "tests.killed_runs", stage, str(world), json.dumps(runs)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=True,
+    )
+    return [(code, seconds) for code, seconds in json.loads(finished.stdout.splitlines()[-1])]
 
 
 def _same(encoder: FakeEncoder) -> FakeEncoder:

@@ -1,6 +1,6 @@
-"""Runs preprocessing again and again, each in a process of its own that may be killed.
+"""Runs a stage again and again, each time in a process of its own that may be killed.
 
-    python -m tests.killed_runs WORLD '[["out", 7, 0], ["out", 0, 0.5], ["out", 0, 0]]'
+    python -m tests.killed_runs preprocess WORLD '[["out", 7, 0], ["out", 0, 0.5], ["out", 0, 0]]'
 
 Each run is (OUTPUT, the step before which it kills itself or 0, seconds after which it is killed
 or 0). Prints how each ended, the signal negative, and how long it ran. Forked, because importing
@@ -15,16 +15,16 @@ import time
 import traceback
 from pathlib import Path
 
-from tests.fault_fixtures import Events, kill, make_noted
+from tests.fault_fixtures import STAGES, Events, kill
 
 
-def run(world: Path, output: str, at: int, delay_s: float) -> tuple[int, float]:
+def run(stage: str, world: Path, output: str, at: int, delay_s: float) -> tuple[int, float]:
     """One run; returns (exit status, seconds)."""
     began = time.monotonic()
     child = os.fork()
     if child == 0:
         try:
-            make_noted(world, output, Events(at, kill))
+            STAGES[stage](world, output, Events(at, kill))
             os._exit(0)
         except BaseException:
             traceback.print_exc()
@@ -37,5 +37,5 @@ def run(world: Path, output: str, at: int, delay_s: float) -> tuple[int, float]:
 
 
 if __name__ == "__main__":
-    ends = [run(Path(sys.argv[1]), *one) for one in json.loads(sys.argv[2])]
+    ends = [run(sys.argv[1], Path(sys.argv[2]), *one) for one in json.loads(sys.argv[3])]
     print(json.dumps(ends))

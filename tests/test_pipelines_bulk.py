@@ -20,7 +20,7 @@ import captionbeam
 from model.errors import CheckFailed, InvalidInput
 from pipelines import bulk
 from pipelines.bulk_job import BulkConfig, caption_all
-from pipelines.captioning import Clients, Target
+from pipelines.clients import Clients, Target
 from pipelines.ledger import Ledger
 from pipelines.manifests import Columns
 from tests.bulk_fixtures import (
@@ -209,28 +209,6 @@ def test_a_manifest_of_urls_gives_the_captions_of_the_files(tmp_path: Path) -> N
 
 def keys_of(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
-
-
-# Other jobs on the same output.
-
-
-def test_other_settings_on_a_used_output_are_named(tmp_path: Path) -> None:
-    photos = write_photos(tmp_path / "in", 5)
-    caption(photos, tmp_path / "out")
-    with pytest.raises(InvalidInput, match="batch_size is 4 there, 2 now"):
-        caption(photos, tmp_path / "out", replace(SMALL, batch_size=2))
-    World.reset()
-    World.versions = (9,)
-    with pytest.raises(InvalidInput, match="model_version is 3 there, 9 now"):
-        caption(photos, tmp_path / "out")
-
-
-def test_other_inputs_on_a_used_output_are_refused(tmp_path: Path) -> None:
-    photos = write_photos(tmp_path / "in", 5)
-    caption(photos, tmp_path / "out")
-    (photos / "new.png").write_bytes(photo(99))
-    with pytest.raises(InvalidInput, match="inputs"):
-        caption(photos, tmp_path / "out")
 
 
 def test_an_output_inside_the_input_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import pickle
 from collections.abc import Iterator
@@ -11,9 +12,13 @@ from typing import Any
 import pytest
 
 from model.errors import InvalidInput, ItemFailure, Reason
-from pipelines.captioning import CaptionSettings, CaptionShard, Clients, Target
+from pipelines.caption_rows import Asked
+from pipelines.captioning import CaptionSettings, CaptionShard
+from pipelines.clients import Clients, Target
+from pipelines.jobs import Job, ShardSpec
 from serving.errors import ServerUnavailable
 from tests.bulk_fixtures import (
+    HYPOTHESES,
     NAME,
     VERSION,
     World,
@@ -33,12 +38,16 @@ BATCH = 4
 class ListSink:
     """Remembers in which order what came."""
 
-    def __init__(self) -> None:
+    def __init__(self, output: Path) -> None:
+        self.job = Job("bulk", str(output), "captions-{name}", "failures-{name}")
+        self.spec = ShardSpec("shard", "", 0, "")
         self.rows: list[dict[str, Any]] = []
         self.failures: list[tuple[str, Reason]] = []
         self.lines: list[bytes] = []
+        self.marked: list[int] = []
 
-    def write(self, payload: bytes) -> None:
+    def write(self, payload: bytes, below_min_log_prob: int = 0) -> None:
+        self.marked.append(below_min_log_prob)
         self.lines.append(payload)
         self.rows.append(json.loads(payload))
 
@@ -57,10 +66,13 @@ def _world() -> Iterator[None]:
     World.reset()
 
 
-def caption(items: list[dict[str, str]], target: Target = IN_PROCESS) -> ListSink:
-    work = CaptionShard(Clients(target, connect_fake), CaptionSettings(NAME, VERSION, BATCH))
+def caption(
+    items: list[dict[str, str]], output: Path, target: Target = IN_PROCESS, **settings: Any
+) -> ListSink:
+    asked = CaptionSettings(NAME, VERSION, BATCH, **settings)
+    work = CaptionShard(Clients(target, connect_fake), asked)
     work.setup()
-    sink = ListSink()
+    sink = ListSink(output / "_out")
     work.process(items, sink)  # type: ignore[arg-type]
     return sink
 
@@ -73,7 +85,7 @@ def test_a_row_says_everything_of_its_image(tmp_path: Path) -> None:
     data = photo(7)
     path = tmp_path / "é.png"
     path.write_bytes(data)
-    sink = caption([{"key": "é", "source": str(path)}])
+    sink = caption([{"key": "é", "source": str(path)}], tmp_path)
     assert sink.lines == [
         json.dumps(
             {
@@ -95,7 +107,7 @@ def test_a_row_says_everything_of_its_image(tmp_path: Path) -> None:
 
 def test_every_image_gets_its_own_caption_in_the_order_of_the_items(tmp_path: Path) -> None:
     items = items_of(write_photos(tmp_path, 10))[::-1]
-    sink = caption(items)
+    sink = caption(items, tmp_path)
     assert sink.keys == [item["key"] for item in items]
     assert [row["caption"] for row in sink.rows] == [
         fake_caption(Path(item["source"]).read_bytes()) for item in items
@@ -106,7 +118,7 @@ def test_every_image_gets_its_own_caption_in_the_order_of_the_items(tmp_path: Pa
 @pytest.mark.parametrize("position", range(6))
 def test_a_poison_image_fails_alone_wherever_it_stands(position: int, tmp_path: Path) -> None:
     items = items_of(write_photos(tmp_path, 6, poison=[position]))
-    sink = caption(items)
+    sink = caption(items, tmp_path)
     poison = f"{position:03d}"
     assert sink.failures == [(poison, Reason.MODEL_ERROR)]
     assert sink.keys == [item["key"] for item in items if item["key"] != poison]
@@ -116,7 +128,7 @@ def test_a_poison_image_fails_alone_wherever_it_stands(position: int, tmp_path: 
 
 
 def test_a_batch_of_poison_alone_has_no_caption(tmp_path: Path) -> None:
-    sink = caption(items_of(write_photos(tmp_path, BATCH, poison=range(BATCH))))
+    sink = caption(items_of(write_photos(tmp_path, BATCH, poison=range(BATCH))), tmp_path)
     assert sink.rows == []
     assert [reason for _, reason in sink.failures] == [Reason.MODEL_ERROR] * BATCH
 
@@ -127,7 +139,7 @@ def test_an_unreadable_image_fails_before_it_meets_its_neighbours(
 ) -> None:
     items = items_of(write_photos(tmp_path, BATCH))
     Path(items[position]["source"]).write_bytes(b"no image")
-    sink = caption(items)
+    sink = caption(items, tmp_path)
     assert sink.failures == [(items[position]["key"], Reason.NOT_AN_IMAGE)]
     assert sink.keys == [item["key"] for item in items if item is not items[position]]
     assert World.batches == [BATCH - 1]
@@ -138,7 +150,7 @@ def test_failures_stand_in_the_order_of_the_items(tmp_path: Path) -> None:
     items = items_of(write_photos(tmp_path, 8, poison=[1, 5]))
     for index in (0, 2, 6):
         Path(items[index]["source"]).write_bytes(b"")
-    sink = caption(items)
+    sink = caption(items, tmp_path)
     assert [key for key, _ in sink.failures] == ["000", "001", "002", "005", "006"]
     assert sink.keys == ["003", "004", "007"]
 
@@ -157,13 +169,13 @@ def test_what_cannot_be_read_has_its_reason(tmp_path: Path) -> None:
         "http://127.0.0.1:9/a.png": Reason.REFUSED_ADDRESS,
         "HTTP://user:pw@host/a.png": Reason.INVALID_URL,
     }
-    sink = caption([{"key": source, "source": source} for source in sources])
+    sink = caption([{"key": source, "source": source} for source in sources], tmp_path)
     assert dict(sink.failures) == sources
 
 
 def test_a_score_that_is_no_number_is_no_caption(tmp_path: Path) -> None:
     World.not_finite = True
-    sink = caption(items_of(write_photos(tmp_path, 2)))
+    sink = caption(items_of(write_photos(tmp_path, 2)), tmp_path)
     assert sink.rows == []
     assert [reason for _, reason in sink.failures] == [Reason.MODEL_ERROR] * 2
 
@@ -171,7 +183,7 @@ def test_a_score_that_is_no_number_is_no_caption(tmp_path: Path) -> None:
 def test_a_server_that_goes_away_ends_the_shard(tmp_path: Path) -> None:
     World.unavailable_after = 1
     with pytest.raises(ServerUnavailable):
-        caption(items_of(write_photos(tmp_path, 10)))
+        caption(items_of(write_photos(tmp_path, 10)), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +192,7 @@ def test_a_server_that_goes_away_ends_the_shard(tmp_path: Path) -> None:
 def test_another_version_of_the_model_is_refused(versions: tuple[int, ...], tmp_path: Path) -> None:
     World.versions = versions
     with pytest.raises(InvalidInput, match="version 4 answers, expected fake version 3"):
-        caption(items_of(write_photos(tmp_path, 2)), SERVER)
+        caption(items_of(write_photos(tmp_path, 2)), tmp_path, SERVER)
 
 
 def test_an_answer_of_another_version_is_refused_though_the_server_says_the_first(
@@ -189,7 +201,7 @@ def test_an_answer_of_another_version_is_refused_though_the_server_says_the_firs
     """One of several replicas, or a server that changed its model and changed it back."""
     World.answers_tell = VERSION + 1
     with pytest.raises(InvalidInput, match="version 4 answers, expected fake version 3"):
-        caption(items_of(write_photos(tmp_path, 2)), SERVER)
+        caption(items_of(write_photos(tmp_path, 2)), tmp_path, SERVER)
 
 
 def test_the_model_is_loaded_once_a_process() -> None:
@@ -206,3 +218,72 @@ def test_the_model_is_loaded_once_a_process() -> None:
 def test_a_newer_version_published_meanwhile_is_not_loaded(model: str, pinned: str) -> None:
     clients = Clients(Target(model, None, NAME), connect_fake).pinned(VERSION)
     assert clients._target.model == pinned
+
+
+# What a row says besides the caption.
+
+
+def test_images_of_the_same_bytes_are_sent_once_and_each_has_its_row(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "in", 6, poison=[2])
+    for name, original in (("a", "000"), ("b", "000"), ("z", "002"), ("zz", "005")):
+        (photos / f"{name}.png").write_bytes((photos / f"{original}.png").read_bytes())
+    items = items_of(photos)
+    apart = caption(items, tmp_path)
+    once = caption(items, tmp_path, dedupe=True)
+    assert once.rows == apart.rows
+    assert once.failures == apart.failures
+    assert [key for key, _ in once.failures] == ["002", "z"]
+    World.reset()
+    good = [item for item in items if item["key"] not in ("002", "z")]
+    assert caption(good, tmp_path, dedupe=True).keys == [item["key"] for item in good]
+    # 000 three times, 005 twice.
+    assert (len(good), sum(World.batches)) == (8, 5)
+
+
+def test_nbest_rows_have_the_captions_that_the_search_found_best_first(tmp_path: Path) -> None:
+    items = items_of(write_photos(tmp_path / "in", 2))
+    plain = caption(items, tmp_path)
+    for count, found in ((1, 1), (2, 2), (4, 3)):
+        sink = caption(items, tmp_path, asked=Asked(nbest=count))
+        for row, alone in zip(sink.rows, plain.rows, strict=True):
+            ranked = row.pop("nbest")
+            assert row == alone
+            assert ranked[0] == {"caption": row["caption"], "log_prob": row["log_prob"]}
+            assert len(ranked) == found
+            assert [each["caption"].removeprefix(row["caption"]) for each in ranked] == [
+                "",
+                " 1",
+                " 2",
+            ][:found]
+
+
+def test_rows_below_the_least_log_probability_are_marked_and_none_is_dropped(
+    tmp_path: Path,
+) -> None:
+    items = items_of(write_photos(tmp_path / "in", 8))
+    scores = [row["log_prob"] for row in caption(items, tmp_path).rows]
+    # The limit itself is not below it.
+    limit = sorted(scores)[3]
+    sink = caption(items, tmp_path, asked=Asked(min_log_prob=limit))
+    assert [row["below_min_log_prob"] for row in sink.rows] == [score < limit for score in scores]
+    assert sum(sink.marked) == sum(score < limit for score in scores) > 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"nbest": -1}, "--nbest -1: expected 1 or more"),
+        ({"min_log_prob": 0.5}, "--min_log_prob 0.5: expected a natural logarithm"),
+        ({"min_log_prob": math.nan}, "--min_log_prob nan: expected a natural logarithm"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        Asked(**asked)
+
+
+def test_more_captions_than_the_model_has_are_refused_before_anything_is_sent() -> None:
+    model = connect_fake(IN_PROCESS).check()
+    Asked(nbest=HYPOTHESES).check(model)
+    with pytest.raises(InvalidInput, match="--nbest 5: fake has 4 captions of an image"):
+        Asked(nbest=HYPOTHESES + 1).check(model)

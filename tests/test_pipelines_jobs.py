@@ -7,7 +7,8 @@ import pytest
 
 from model.errors import InvalidInput, ItemFailure, Reason
 from pipelines import storage
-from pipelines.jobs import Item, Job, assign, failed_by_reason, plan_job
+from pipelines.job_plan import assign, plan_job
+from pipelines.jobs import Item, Job, failed_by_reason
 from pipelines.sink import Sink
 
 

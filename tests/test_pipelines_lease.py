@@ -18,7 +18,8 @@ import captionbeam
 from model.errors import InvalidInput
 from pipelines import lease as leases
 from pipelines import pulse, storage
-from pipelines.jobs import Job, plan_job
+from pipelines.job_plan import plan_job
+from pipelines.jobs import Job
 from pipelines.lease import EXPIRES_AFTER_S, Lease, hold
 from pipelines.processes import Process, start_of, this_process
 from pipelines.pulse import BEAT_EVERY_S

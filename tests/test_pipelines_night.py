@@ -20,7 +20,7 @@ import pytest
 from model.errors import InvalidInput
 from pipelines import word_counts
 from tests.bulk_fixtures import World, write_photos
-from tests.fault_fixtures import Events, fail, make_noted, noted
+from tests.fault_fixtures import Events, fail, killed_runs, make_noted, noted
 from tests.preprocess_fixtures import FakeEncoder, calls, jpeg, published, write_split
 from tests.test_pipelines_bulk_job import caption
 from tests.test_pipelines_preprocess import make
@@ -200,19 +200,6 @@ def test_a_disk_that_is_really_full_is_one_line_until_there_is_space(
 # A process that is killed.
 
 
-def killed_runs(world: Path, runs: Sequence[tuple[str, int, float]]) -> list[tuple[int, float]]:
-    """How each run ended, and after how many seconds."""
-    finished = subprocess.run(
-        [sys.executable, "-m", "tests.killed_runs", str(world), json.dumps(runs)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=True,
-    )
-    return [(code, seconds) for code, seconds in json.loads(finished.stdout.splitlines()[-1])]
-
-
 @pytest.mark.slow
 def test_a_launcher_killed_before_any_rename_is_finished_by_the_same_command(
     world: Path, whole: Undisturbed
@@ -222,7 +209,7 @@ def test_a_launcher_killed_before_any_rename_is_finished_by_the_same_command(
     kinds = {labels[at - 1] for at in steps}
     assert {"rename shard", "rename shard failures", "rename done", "rename manifest"} <= kinds
     runs = [(f"at-{at}", step, 0.0) for at in steps for step in (at, 0)]
-    codes = [code for code, _ in killed_runs(world, runs)]
+    codes = [code for code, _ in killed_runs("preprocess", world, runs)]
     assert codes == [-signal.SIGKILL, 0] * len(steps)
     for at in steps:
         assert_finished(world / f"at-{at}", whole.files)
@@ -249,7 +236,7 @@ def test_a_launcher_killed_at_random_moments_is_finished_by_the_same_command(
         for kinds in PHASES
     ]
     assert sum(map(len, phases)) == len(labels)
-    [(code, seconds)] = killed_runs(world, [("timed", 0, 0.0)])
+    [(code, seconds)] = killed_runs("preprocess", world, [("timed", 0, 0.0)])
     assert code == 0
     runs = [(f"phase-{number}", chance.choice(steps), 0.0) for number, steps in enumerate(phases)]
     runs += [(f"delay-{number}", 0, chance.uniform(0.01, seconds)) for number in range(2)]
@@ -257,11 +244,11 @@ def test_a_launcher_killed_at_random_moments_is_finished_by_the_same_command(
     # The second attempt is killed as well, wherever it then is.
     runs += [(output, chance.randrange(1, 30), 0.0) for output in outputs]
     print(runs)
-    codes = [code for code, _ in killed_runs(world, runs)]
+    codes = [code for code, _ in killed_runs("preprocess", world, runs)]
     assert codes[:3] == [-signal.SIGKILL] * 3
     for output in outputs:
         assert_nothing_is_half(world / output, whole.files)
-    assert killed_runs(world, [(output, 0, 0.0) for output in outputs])[-1][0] == 0
+    assert killed_runs("preprocess", world, [(output, 0, 0.0) for output in outputs])[-1][0] == 0
     for output in outputs:
         assert_finished(world / output, whole.files)
 

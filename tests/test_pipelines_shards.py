@@ -16,7 +16,8 @@ from apache_beam.runners.runner import PipelineRunner
 
 from model.errors import CheckFailed, InvalidInput, ItemFailure, Reason
 from pipelines import storage
-from pipelines.jobs import Item, Job, ShardResult, plan_job
+from pipelines.job_plan import plan_job
+from pipelines.jobs import Item, Job, ShardResult
 from pipelines.lease import EXPIRES_AFTER_S
 from pipelines.processes import start_of, this_process
 from pipelines.runner import check_beam_args

@@ -11,7 +11,8 @@ import pytest
 from model import progress
 from model.errors import ItemFailure, Reason
 from pipelines import storage, tally, watch
-from pipelines.jobs import Item, Job, ShardResult, plan_job
+from pipelines.job_plan import plan_job
+from pipelines.jobs import Item, Job, ShardResult
 from pipelines.shards import ProcessShard, run_job
 from pipelines.sink import Sink
 from pipelines.watch import ShardProgress
