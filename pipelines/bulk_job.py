@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipelines.captioning import CaptionSettings, Clients
     from pipelines.jobs import Job
     from pipelines.ledger import Ledger
-    from pipelines.sources import Columns, Sources
+    from pipelines.sources import Columns, Listed
 
 CAPTIONS_FILE = "captions-{name}.jsonl"
 FAILURES_FILE = "failures-{name}.jsonl"
@@ -52,16 +52,16 @@ class BulkConfig:
 
 
 def caption_all(
-    where: str,
+    inputs: "str | Sequence[str]",
     columns: "Columns",
     clients: "Clients",
     config: BulkConfig,
     beam_args: "Sequence[str]" = (),
 ) -> "Ledger":
-    """Captions an input, or finds it captioned.
+    """Captions an input or several, or finds them captioned.
 
     Args:
-      where: directory, glob or manifest.
+      inputs: directories, globs, tars or manifests (pipelines/sources).
       columns: where a manifest keeps what.
       clients: where captions come from.
       config: settings.
@@ -84,8 +84,10 @@ def caption_all(
 
     check_beam_args(beam_args, config.output)
     AddressRules(config.allow_private)
-    _check_apart(where, config.output)
-    found = list_sources(where, columns)
+    inputs = [inputs] if isinstance(inputs, str) else inputs
+    for where in inputs:
+        _check_apart(where, config.output)
+    found = list_sources(inputs, columns)
     with clients.open() as client:
         name, version = client.model
         settings = CaptionSettings(name, version, config.batch_size, config.allow_private)
@@ -101,7 +103,7 @@ def caption_all(
             return read_ledger(job)
 
 
-def _plan(job: "Job", found: "Sources", settings: "CaptionSettings", config: BulkConfig) -> "Job":
+def _plan(job: "Job", found: "Listed", settings: "CaptionSettings", config: BulkConfig) -> "Job":
     """Cuts the items into shards; raises InvalidInput where OUTPUT holds another job."""
     from pipelines.jobs import assign, plan_job
 
@@ -117,7 +119,8 @@ def _plan(job: "Job", found: "Sources", settings: "CaptionSettings", config: Bul
 
 def _check_apart(where: str, output: str) -> None:
     """Raises InvalidInput where results would become inputs of the next run."""
-    from pipelines.manifests import MANIFEST_SUFFIXES, scheme
+    from pipelines.listing import scheme
+    from pipelines.manifest_rows import manifest_kind
 
     if scheme(where) is None:
         if Path(where).is_dir():
@@ -127,8 +130,7 @@ def _check_apart(where: str, output: str) -> None:
     elif has_magic(where):
         inside = _reaches(where, output)
     else:
-        listed = Path(where).suffix.lower() in MANIFEST_SUFFIXES
-        inside = not listed and f"{output}/".startswith(f"{where.rstrip('/')}/")
+        inside = not manifest_kind(where) and f"{output}/".startswith(f"{where.rstrip('/')}/")
     if inside:
         raise InvalidInput(f"--output {output}: lies in --input {where}; take one outside it")
 

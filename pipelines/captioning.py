@@ -19,10 +19,11 @@ from apache_beam.utils.shared import Shared
 from model.errors import InvalidInput, ItemFailure, Reason
 from model.image_bytes import Canonical, canonicalise
 from pipelines import storage
+from pipelines.columns import CARRIED
 from pipelines.fetch import Fetcher
-from pipelines.image_files import read_image_file
+from pipelines.image_files import read_item
 from pipelines.jobs import Item
-from pipelines.manifests import scheme
+from pipelines.listing import scheme
 from pipelines.read_ahead import batches, read_ahead
 from pipelines.sink import Sink
 from serving.client import CaptionResult, Client, Target, connect_to
@@ -174,6 +175,7 @@ class CaptionShard:
             "height": image.canonical.height,
             "model": self._settings.model_name,
             "model_version": result.model_version,
+            **({CARRIED: item[CARRIED]} if CARRIED in item else {}),
         }
 
 
@@ -208,5 +210,5 @@ def _load(fetcher: Fetcher, item: Item) -> _Image:
     if not source:
         raise ItemFailure(Reason.INVALID_URL, "an empty cell, expected a URL or a path")
     is_url = scheme(source) in ("http", "https")
-    data = fetcher.fetch(source) if is_url else read_image_file(source)
+    data = fetcher.fetch(source) if is_url else read_item(item)
     return _Image(canonicalise(data), hashlib.sha256(data).hexdigest())

@@ -21,8 +21,8 @@ from model.errors import CheckFailed, InvalidInput
 from pipelines import bulk
 from pipelines.bulk_job import BulkConfig, caption_all
 from pipelines.captioning import Clients, Target
+from pipelines.columns import Columns
 from pipelines.ledger import Ledger
-from pipelines.manifests import Columns
 from tests.bulk_fixtures import (
     NAME,
     POISON_COLOUR,

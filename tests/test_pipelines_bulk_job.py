@@ -8,8 +8,8 @@ import pytest
 from model.errors import InvalidInput
 from pipelines.bulk_job import BulkConfig, caption_all
 from pipelines.captioning import Clients, Target
+from pipelines.columns import Columns
 from pipelines.ledger import Ledger
-from pipelines.manifests import Columns
 from tests.bulk_fixtures import NAME, World, connect_fake, write_photos
 
 
