@@ -5,7 +5,6 @@ filesystems: Beam's own listing goes through all objects one page after the othe
 and tells neither ETag nor generation.
 """
 
-import glob
 import re
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
@@ -74,9 +73,8 @@ def _objects(
     where: str, prefix: str, deepest: int | None = None
 ) -> Generator[tuple[str, str], None, None]:
     """Paths and states of the objects whose paths begin so; InvalidInput names `where`."""
-    scheme, _, rest = prefix.partition("://")
-    bucket, _, name = rest.partition("/")
-    if glob.has_magic(bucket) or not bucket:
+    scheme, bucket, name = _split(prefix)
+    if not bucket or bucket != _split(where)[1]:
         raise InvalidInput(f"{where}: no bucket in it, expected {scheme}://BUCKET/…")
     with _listing_errors(where):
         list_page = _lister(scheme, bucket)
@@ -98,6 +96,13 @@ def _objects(
     for objects in walk(_Page(name), expand):
         for path, state in objects:
             yield root + path, state
+
+
+def _split(path: str) -> tuple[str, str, str]:
+    """Scheme, bucket, and name below it."""
+    scheme, _, rest = path.partition("://")
+    bucket, _, name = rest.partition("/")
+    return scheme, bucket, name
 
 
 @contextmanager

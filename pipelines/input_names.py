@@ -17,7 +17,7 @@ def name_inputs(inputs: Sequence[str]) -> list[str]:
     for (one, first), (other, second) in combinations(zip(inputs, parts, strict=True), 2):
         if first == second:
             raise InvalidInput(f"--input {one} {other}: the same input twice; give it once")
-    for length in range(1, 1 + max(map(len, parts), default=0)):
+    for length in range(1, 2 + max(map(len, parts), default=0)):
         names = ["/".join(of_one[-length:]) for of_one in parts]
         if not any(_may_clash(one, other) for one, other in combinations(names, 2)):
             return names
