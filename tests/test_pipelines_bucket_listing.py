@@ -4,13 +4,12 @@ import gzip
 import io
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from model.errors import InvalidInput
-from pipelines import storage
+from pipelines import bucket_listing, storage
 from pipelines.columns import Columns
 from pipelines.image_files import read_item
 from pipelines.sources import Listed, list_sources
@@ -26,10 +25,7 @@ def bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         yield bucket
 
 
-# Servers in the background: seconds each.
-both = pytest.mark.parametrize(
-    "bucket", ["s3", pytest.param("gs", marks=pytest.mark.slow)], indirect=True
-)
+both = pytest.mark.parametrize("bucket", ["s3", "gs"], indirect=True)
 
 
 def keys(found: Listed) -> list[str]:
@@ -37,7 +33,7 @@ def keys(found: Listed) -> list[str]:
 
 
 @both
-def test_a_bucket_is_an_input_in_every_way(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_bucket_is_an_input_in_every_way(bucket: Bucket) -> None:
     names = ["p/a.jpg", "p/b.PNG", "p/x/c.jpg", "p/x/y/d.jpg", "p/x/notes.txt", "q/e.jpg", "pf.jpg"]
     for name in names:
         bucket.put(name, name.encode())
@@ -48,14 +44,7 @@ def test_a_bucket_is_an_input_in_every_way(bucket: Bucket, tmp_path: Path) -> No
     assert [item["source"] for item in found.items] == [f"{url}/p/{key}" for key in keys(found)]
     assert found.skipped == {"no_image_suffix": 1}
     assert [read_item(item) for item in found.items[:1]] == [b"p/a.jpg"]
-    assert (
-        keys(list_sources(f"{url}/"))
-        == sorted(
-            (name for name in names if "notes" not in name),
-            key=lambda name: (name.count("/"), name),
-        )
-        or len(keys(list_sources(url))) == 6
-    )
+    assert sorted(keys(list_sources(url))) == sorted(set(names) - {"p/x/notes.txt"})
     # The state changes with the object, and only then.
     again = list_sources(f"{url}/p/").items
     assert again == found.items
@@ -86,9 +75,9 @@ def test_a_bucket_is_an_input_in_every_way(bucket: Bucket, tmp_path: Path) -> No
     assert all("@" in item["state"] for item in tars)
     assert list_sources(f"{url}/t/s-1.tar").items == tars[1:]
 
-    bucket.put("m/urls.csv.gz", gzip.compress(b"id,url\n7,../p/a.jpg\n"))
+    bucket.put("m/urls.csv.gz", gzip.compress(b"id,url\n7,a.jpg\n"))
     [item] = list_sources(f"{url}/m/urls.csv.gz", Columns(id="id")).items
-    assert item == {"key": "7", "source": f"{url}/m/../p/a.jpg"}
+    assert item == {"key": "7", "source": f"{url}/m/a.jpg"}
 
 
 @both
@@ -114,10 +103,6 @@ def test_what_is_not_there_is_one_line(bucket: Bucket) -> None:
 
 @pytest.mark.parametrize("bucket", ["s3"], indirect=True)
 def test_pages_and_prefixes_are_all_listed(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    from botocore.client import BaseClient
-
-    from pipelines import bucket_listing
-
     names = [f"p/{a}/{b}.jpg" for a in range(5) for b in range(3)] + [f"p/{n}.jpg" for n in "xyz"]
     for name in names:
         bucket.put(name, b"x")
@@ -125,7 +110,7 @@ def test_pages_and_prefixes_are_all_listed(bucket: Bucket, monkeypatch: pytest.M
     page = bucket_listing._s3_page
 
     class TwoAtATime:
-        def __init__(self, client: BaseClient) -> None:
+        def __init__(self, client: Any) -> None:
             self._client = client
 
         def list_objects_v2(self, **kwargs: Any) -> Any:
