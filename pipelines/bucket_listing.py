@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
+from apache_beam.io.filesystem import FileSystem
 from apache_beam.io.filesystems import FileSystems
 
 from model.errors import InvalidInput
@@ -53,7 +54,7 @@ def list_glob(pattern: str) -> Iterator[Found]:
     Raises:
       InvalidInput: it cannot be listed.
     """
-    matches = re.compile(FileSystems.get_filesystem(pattern).translate_pattern(pattern)).match
+    matches = re.compile(FileSystem.translate_pattern(pattern)).match
     literal = pattern[: re.search(r"[*?[]", pattern).start()]  # type: ignore[union-attr]
     # `*` stays within a part of the path; what else a pattern may have does not.
     deepest = None if "**" in pattern or set("?[") & set(pattern) else pattern.count("/")
@@ -74,16 +75,16 @@ def _objects(
 ) -> Generator[tuple[str, str], None, None]:
     """Paths and states of the objects whose paths begin so; InvalidInput names `where`."""
     scheme, bucket, name = _split(prefix)
-    if not bucket or bucket != _split(where)[1]:
-        raise InvalidInput(f"{where}: no bucket in it, expected {scheme}://BUCKET/…")
-    with _listing_errors(where):
-        list_page = _lister(scheme, bucket)
-    if list_page is None:
+    if scheme not in _LISTERS:
         with _listing_errors(where):
             files = storage.list_files(f"{prefix}**")
         for file in sorted(files, key=lambda file: str(file.path)):
             yield file.path, f"{file.size_in_bytes}-{file.last_updated_in_seconds}"
         return
+    if not bucket or bucket != _split(where)[1]:
+        raise InvalidInput(f"{where}: no bucket in it, expected {scheme}://BUCKET/…")
+    with _listing_errors(where):
+        list_page = _LISTERS[scheme](FileSystems.get_filesystem(prefix), bucket)
     root = f"{scheme}://{bucket}/"
 
     def expand(page: _Page) -> Listing[_Page, _Objects]:
@@ -115,16 +116,14 @@ def _listing_errors(where: str) -> Iterator[None]:
         raise InvalidInput(f"{where}: cannot be listed ({said})") from error
 
 
-def _lister(scheme: str, bucket: str) -> _ListPage | None:
-    """What lists a page of a bucket; None where the filesystem is another."""
-    filesystem = FileSystems.get_filesystem(f"{scheme}://{bucket}/")
-    if scheme == "s3":
-        from apache_beam.io.aws import s3io
+def _s3_lister(filesystem: Any, bucket: str) -> _ListPage:
+    from apache_beam.io.aws import s3io
 
-        return partial(_s3_page, s3io.S3IO(options=filesystem._options).client.client, bucket)
-    if scheme == "gs":
-        return partial(_gcs_page, filesystem._gcsIO().client, bucket)
-    return None
+    return partial(_s3_page, s3io.S3IO(options=filesystem._options).client.client, bucket)
+
+
+def _gcs_lister(filesystem: Any, bucket: str) -> _ListPage:
+    return partial(_gcs_page, filesystem._gcsIO().client, bucket)
 
 
 def _s3_page(client: Any, bucket: str, page: _Page) -> Listing[_Page, _Objects]:
@@ -148,3 +147,6 @@ def _gcs_page(client: Any, bucket: str, page: _Page) -> Listing[_Page, _Objects]
 def _pages(page: _Page, token: str | None, below: list[str]) -> list[_Page]:
     """The pages after one: the next of its prefix, and the first of each prefix below."""
     return [*([page._replace(token=token)] if token else []), *map(_Page, below)]
+
+
+_LISTERS = {"s3": _s3_lister, "gs": _gcs_lister}

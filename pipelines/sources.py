@@ -139,9 +139,11 @@ def _look_at(where: str, columns: Columns) -> _Input:
 
 def _look_at_bucket(where: str, columns: Columns) -> _Input:
     # Beam takes seconds to load, and a local input needs none of it.
+    from pipelines import storage
     from pipelines.bucket_listing import list_glob as list_bucket_glob
     from pipelines.bucket_listing import list_object, list_prefix
 
+    storage.check_filesystem(where, "--input")
     if manifest_kind(where) and not glob.has_magic(where):
         return _Input(where, lambda _: read_manifest(where, columns), True)
     list_objects = list_bucket_glob if glob.has_magic(where) else list_object

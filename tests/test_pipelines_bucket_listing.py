@@ -2,11 +2,15 @@
 
 import gzip
 import io
+import re
 import tarfile
 from collections.abc import Iterator
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from apache_beam.io.filesystem import FileMetadata
 
 from model.errors import InvalidInput
 from pipelines import bucket_listing, storage
@@ -78,6 +82,10 @@ def test_a_bucket_is_an_input_in_every_way(bucket: Bucket) -> None:
     bucket.put("m/urls.csv.gz", gzip.compress(b"id,url\n7,a.jpg\n"))
     [item] = list_sources(f"{url}/m/urls.csv.gz", Columns(id="id")).items
     assert item == {"key": "7", "source": f"{url}/m/a.jpg"}
+    table = io.BytesIO()
+    pq.write_table(pa.table({"url": [f"{n}.jpg" for n in range(3000)]}), table)
+    bucket.put("m/urls.parquet", table.getvalue())
+    assert keys(list_sources(f"{url}/m/urls.parquet")) == [f"{n}.jpg" for n in range(3000)]
 
 
 @both
@@ -128,3 +136,28 @@ def test_pages_and_prefixes_are_all_listed(bucket: Bucket, monkeypatch: pytest.M
     asked.clear()
     assert len(keys(list_sources(f"{bucket.url}/p/*.jpg"))) == 3
     assert set(asked) == {"p/"}
+
+
+def test_another_filesystem_is_listed_by_beam(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [FileMetadata(f"hdfs://n/p/{name}", 5, 1.5) for name in ("b.jpg", "x/a.jpg", "c.txt")]
+
+    def list_files(pattern: str) -> list[FileMetadata]:
+        assert pattern == "hdfs://n/p/**"
+        return files
+
+    monkeypatch.setattr(storage, "list_files", list_files)
+    # Its client is not installed.
+    monkeypatch.setattr(storage, "check_filesystem", lambda *_: None)
+    found = list_sources("hdfs://n/p")
+    assert [(item["key"], item["state"]) for item in found.items] == [
+        ("b.jpg", "5-1.5"),
+        ("x/a.jpg", "5-1.5"),
+    ]
+    assert found.skipped == {"no_image_suffix": 1}
+    assert keys(list_sources("hdfs://n/p/*.jpg")) == ["hdfs://n/p/b.jpg"]
+
+
+@pytest.mark.parametrize("where", ["none://b/p", "none://b/*.jpg", "none://b/m.csv", "hdfs://n/p"])
+def test_a_scheme_that_nobody_serves_is_one_line(where: str) -> None:
+    with pytest.raises(InvalidInput, match=f"^--input {re.escape(where)}: no filesystem"):
+        list_sources(where)
