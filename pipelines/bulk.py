@@ -7,7 +7,7 @@
 An --input is a directory (all its images, however deep), a glob, a .tar or a glob of them (all
 their images), or a manifest: .txt (one URL or path a line), .csv, .tsv, .json, .jsonl or
 .parquet with the columns named, each also packed (.gz). The other columns of a manifest stand
-in the rows, below "columns". Of several inputs the keys of directories and manifests have the
+in the captions' rows, below "columns". Of several inputs the keys of directories and manifests have the
 input's name in front. OUTPUT holds captions-*.jsonl, failures-*.jsonl and, once everything is
 accounted for, summary.json, whose ledger says inputs = captioned + failed (by reason) +
 skipped.

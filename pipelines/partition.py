@@ -83,7 +83,8 @@ class Partition:
             ended = (number + 1) * count // _FILES
             for shard in range(begun, ended):
                 found = (
-                    Found(*json.loads(line[_HASH_DIGITS:])) for line in gathered.pop(shard, ())
+                    Found(*json.loads(line[_HASH_DIGITS:].decode()))
+                    for line in gathered.pop(shard, ())
                 )
                 yield sorted(unique(found), key=lambda item: str(item["key"]))
             begun = ended

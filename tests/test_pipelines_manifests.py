@@ -118,7 +118,6 @@ def test_cocos_images_are_a_manifest(tmp_path: Path) -> None:
         ((), None),
         (("key", "n"), {"key": "mine", "n": 5}),
         (("url", "id"), {"url": URL, "id": 7}),
-        (("only_there",), None),
     ],
 )
 @pytest.mark.parametrize("name", ["m.jsonl", "m.parquet"])
@@ -131,13 +130,18 @@ def test_the_columns_named_are_carried_else_all_others(
         if expected and "list" in expected:
             expected = {**expected, "list": row["list"]}
         content: Any = pa.Table.from_pylist([row, {"url": URL, "id": 8}])
-        if carry == ("only_there",):
-            pytest.skip("a table has all its columns in every row")
     else:
-        content = json.dumps(row) + '\n{"url": "b", "id": 8, "only_there": 1}\n'
+        content = json.dumps(row) + '\n{"url": "b", "id": 8}\n'
     found = items(write(tmp_path, name, content), Columns(id="id", carry=carry))
     assert found[0].get("columns") == expected
     assert found[0]["key"] == "7"
+
+
+def test_a_column_that_a_row_lacks_is_not_carried(tmp_path: Path) -> None:
+    where = write(tmp_path, "m.jsonl", '{"url": "a", "n": 1}\n{"url": "b", "m": 2}\n{"url": "c"}')
+    assert [item.get("columns") for item in items(where)] == [{"n": 1}, {"m": 2}, None]
+    named = items(where, Columns(carry=("m",)))
+    assert [item.get("columns") for item in named] == [None, {"m": 2}, None]
 
 
 @pytest.mark.parametrize(

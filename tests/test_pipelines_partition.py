@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.errors import InvalidInput
@@ -26,6 +26,7 @@ def shards(items: list[Found], count: int) -> list[list[dict[str, Any]]]:
         return list(made.shards(count))
 
 
+@settings(max_examples=50)
 @given(
     st.lists(st.sampled_from(["a", "a#2", "a#3", "a#2#2", "b", "#", "#2", "", "1", "c#x", "ä"])),
     st.sampled_from([1, 2, 7, 256, 300, 1000]),
@@ -45,15 +46,15 @@ def test_numbering_keeps_the_root(key: str, number: int) -> None:
     assert key.startswith(root_of(key))
 
 
-@pytest.mark.parametrize("count", [1, 3, 100, 256, 257, 1000])
+@pytest.mark.parametrize("count", [1, 3, 257, 1000])
 def test_shards_are_even_and_may_be_asked_for_again(count: int) -> None:
-    items = found(*(f"https://x.test/{n}.jpg" for n in range(20_000)))
+    items = found(*(f"https://x.test/{n}.jpg" for n in range(5000)))
     with Partition(items) as made:
         first = list(made.shards(count))
         assert list(made.shards(count)) == first
     sizes = [len(shard) for shard in first]
-    assert sum(sizes) == 20_000
-    mean = 20_000 / count
+    assert sum(sizes) == 5000
+    mean = 5000 / count
     assert max(sizes) < mean + 6 * mean**0.5 + 1
 
 
@@ -104,7 +105,7 @@ def test_a_directory_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_the_items(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partition, "_PIECE_BYTES", 2**16)
+    monkeypatch.setattr(partition, "_PIECE_BYTES", 2**14)
 
     def peak(count: int) -> int:
         tracemalloc.start()
@@ -116,4 +117,4 @@ def test_memory_does_not_grow_with_the_items(monkeypatch: pytest.MonkeyPatch) ->
         return size
 
     peak(100)
-    assert peak(16_000) < 1.5 * peak(4_000)
+    assert peak(8000) < 1.5 * peak(2000)
