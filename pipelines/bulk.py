@@ -6,11 +6,12 @@
 
 An --input is a directory (all its images, however deep), a glob, a .tar or a glob of them (all
 their images), or a manifest: .txt (one URL or path a line), .csv, .tsv, .json, .jsonl or
-.parquet with the columns named, each also packed (.gz). The other columns of a manifest stand
-in the captions' rows, below "columns". Of several inputs the keys of directories and manifests have the
-input's name in front. OUTPUT holds captions-*.jsonl, failures-*.jsonl and, once everything is
-accounted for, summary.json, whose ledger says inputs = captioned + failed (by reason) +
-skipped.
+.parquet with the columns named, each also packed (.gz). Of several inputs the keys of
+directories and manifests have the input's name in front. The other columns of a manifest stand
+in the captions' rows, below "columns".
+
+OUTPUT holds captions-*.jsonl, failures-*.jsonl and, once everything is accounted for,
+summary.json, whose ledger says inputs = captioned + failed (by reason) + skipped.
 
 The same command again goes on where it stopped. A URL that leads to a loopback, private or
 link-local address fails unless --allow_private names its network. Flags of Beam
