@@ -10,8 +10,8 @@ from pipelines.read_ahead import read_ahead
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 )
-# Enough to hide the latency of a network's disk or of a bucket.
-THREADS = 16
+# Clients of buckets keep ten connections, and warn of each one more.
+THREADS = 8
 STATE = "state"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _Item = TypeVar("_Item")
