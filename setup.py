@@ -11,6 +11,7 @@ INSTALL_REQUIRES = [
     "tensorflow-serving-api>=2.21,<2.22",
     "numpy>=2.0",
     "pillow>=12.0",
+    "pyarrow>=18",
     "pycocotools>=2.0.11",
     "pycocoevalcap>=1.2",
     "requests>=2.32",

@@ -27,7 +27,7 @@ from model.resnet50 import NAME
 from model.vocabulary import Vocabulary
 from pipelines.bulk_job import BulkConfig, caption_all
 from pipelines.clients import Clients, Target
-from pipelines.manifests import DEFAULT_URL_COLUMN, Columns
+from pipelines.columns import DEFAULT_URL_COLUMN, Columns
 
 COUNT = 12 * BATCH
 TARGET = 0.80

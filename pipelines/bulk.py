@@ -1,12 +1,17 @@
-"""Caption a directory, a glob or a manifest of URLs, and account for every image.
+"""Caption directories, globs, tar shards and manifests of URLs, and account for every image.
 
     captionbeam bulk --input photos/ --output captions/ --model models/captioner
     captionbeam bulk --input urls.csv --url_column link --output captions/ --server localhost:8500
+    captionbeam bulk --input 2023/ 2024/ 'shards/*.tar' --output captions/ --model models/captioner
 
---input is a directory (all its images, however deep), a glob, or a manifest: .txt (one URL or
-path a line), .csv, .tsv or .jsonl with the columns named. OUTPUT holds captions-*.jsonl,
-failures-*.jsonl and, once everything is accounted for, summary.json, whose ledger says
-inputs = captioned + failed (by reason) + skipped.
+An --input is a directory (all its images, however deep), a glob, a .tar or a glob of them (all
+their images), or a manifest: .txt (one URL or path a line), .csv, .tsv, .json, .jsonl or
+.parquet with the columns named, each also packed (.gz). Of several inputs the keys of
+directories and manifests have the input's name in front. The other columns of a manifest stand
+in the captions' rows, below "columns".
+
+OUTPUT holds captions-*.jsonl, failures-*.jsonl and, once everything is accounted for,
+summary.json, whose ledger says inputs = captioned + failed (by reason) + skipped.
 
 The same command again goes on where it stopped. A URL that leads to a loopback, private or
 link-local address fails unless --allow_private names its network. Flags of Beam
@@ -20,15 +25,23 @@ from model.startup import import_tensorflow
 from pipelines.balance import check_failure_rate
 from pipelines.bulk_job import CAPTIONS_FILE, FAILURES_FILE, BulkConfig, caption_all
 from pipelines.caption_rows import Asked
-from pipelines.manifests import DEFAULT_URL_COLUMN, Columns
-from pipelines.sources import TABLE_SUFFIXES, has_columns
+from pipelines.columns import DEFAULT_URL_COLUMN, Columns
+from pipelines.manifest_rows import TABLE_SUFFIXES
+from pipelines.sources import has_columns
 from serving import flags
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags."""
     default = BulkConfig("")
-    parser.add_argument("--input", required=True, metavar="DIR|GLOB|MANIFEST")
+    parser.add_argument(
+        "--input",
+        required=True,
+        nargs="+",
+        action="extend",
+        metavar="DIR|GLOB|TAR|MANIFEST",
+        help="where the images are; may be several",
+    )
     parser.add_argument("--output", required=True, metavar="OUT", help="directory of the results")
     flags.add_target(parser)
     parser.add_argument(
@@ -38,6 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--id_column", metavar="COLUMN", help="of a manifest: key (default: the URL or path)"
+    )
+    parser.add_argument(
+        "--carry_columns",
+        nargs="*",
+        metavar="COLUMN",
+        help="of a manifest: what stands in the rows as well (default: all others, but bytes)",
     )
     flags.add_allow_private(parser)
     parser.add_argument(
@@ -102,16 +121,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _columns(args: argparse.Namespace) -> Columns:
-    """Where the manifest keeps what; raises InvalidInput for a column of what has none."""
+    """Where the manifests keep what; raises InvalidInput for a column where none has any."""
     given = {
-        field: getattr(args, f"{field}_column")
-        for field in ("url", "id")
-        if getattr(args, f"{field}_column") is not None
+        flag: value
+        for flag in ("url_column", "id_column", "carry_columns")
+        if (value := getattr(args, flag)) is not None
     }
-    if given and not has_columns(args.input):
-        field, name = next(iter(given.items()))
+    if given and not any(map(has_columns, args.input)):
+        flag, value = next(iter(given.items()))
+        said = " ".join([f"--{flag}", *([value] if isinstance(value, str) else value)])
         raise InvalidInput(
-            f"--{field}_column {name}: --input {args.input} has no columns, expected a manifest "
+            f"{said}: --input {' '.join(args.input)} has no columns, expected a manifest "
             f"({', '.join(TABLE_SUFFIXES)}); leave it out"
         )
-    return Columns(**given)
+    url = DEFAULT_URL_COLUMN if args.url_column is None else args.url_column
+    carry = None if args.carry_columns is None else tuple(args.carry_columns)
+    return Columns(url, args.id_column, carry)

@@ -4,10 +4,7 @@ What is heavy is imported inside the functions: the command reads its defaults f
 must answer a wrong flag at once.
 """
 
-from dataclasses import asdict, dataclass, field, replace
-from fnmatch import fnmatchcase
-from glob import has_magic
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from model.errors import InvalidInput, Reason
@@ -16,10 +13,9 @@ from pipelines.caption_rows import Asked
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipelines.captioning import CaptionSettings, Clients
-    from pipelines.jobs import Job
+    from pipelines.captioning import Clients
     from pipelines.ledger import Ledger
-    from pipelines.sources import Columns, Sources
+    from pipelines.sources import Columns
 
 CAPTIONS_FILE = "captions-{name}.jsonl"
 FAILURES_FILE = "failures-{name}.jsonl"
@@ -68,16 +64,16 @@ class BulkConfig:
 
 
 def caption_all(
-    where: str,
+    inputs: "str | Sequence[str]",
     columns: "Columns",
     clients: "Clients",
     config: BulkConfig,
     beam_args: "Sequence[str]" = (),
 ) -> "Ledger":
-    """Captions an input, or finds it captioned.
+    """Captions an input or several, or finds them captioned.
 
     Args:
-      where: directory, glob or manifest.
+      inputs: directories, globs, tars or manifests (pipelines/sources).
       columns: where a manifest keeps what.
       clients: where captions come from.
       config: settings.
@@ -91,6 +87,8 @@ def caption_all(
         the ledger does not balance.
     """
     from pipelines.addresses import AddressRules
+    from pipelines.apart import check_apart
+    from pipelines.bulk_plan import Taken, plan
     from pipelines.captioning import CaptionSettings, CaptionShard
     from pipelines.job_plan import delete_old_specs
     from pipelines.jobs import Job
@@ -101,15 +99,18 @@ def caption_all(
         is_complete,
         read_ledger,
     )
+    from pipelines.partition import Partition
     from pipelines.runner import check_beam_args
     from pipelines.shards import hold_output, run_job
-    from pipelines.sources import list_sources
+    from pipelines.sources import Sources
 
     check_beam_args(beam_args, config.output)
     AddressRules(config.allow_private)
-    _check_apart(where, config.output)
-    found = _take(list_sources(where, columns), config)
-    with clients.open() as client:
+    inputs = [inputs] if isinstance(inputs, str) else inputs
+    for where in inputs:
+        check_apart(where, config.output)
+    taken = Taken(Sources(inputs, columns), config.limit, config.sample)
+    with Partition(taken) as partition, clients.open() as client:
         name, version = client.model
         config.asked.check(client.check())
         settings = CaptionSettings(
@@ -130,83 +131,13 @@ def caption_all(
             amendable=True,
         )
         with hold_output(job, beam_args) as job:
-            job = _plan(job, found, settings, config)
+            job = plan(job, partition, settings, config.shard_size)
             if is_complete(job):
                 print(f"{config.output} is complete; nothing to do")
             else:
                 work = CaptionShard(clients.pinned(version), settings)
-                publish = WriteSummary(job, found.skipped, {"name": name, "version": version})
+                publish = WriteSummary(job, taken.skipped, {"name": name, "version": version})
                 counted = run_job(job, work, publish, beam_args)
                 check_counted(read_ledger(job), counted)
             delete_old_specs(job)
             return read_ledger(job)
-
-
-def _take(found: "Sources", config: BulkConfig) -> "Sources":
-    """Those of the images that were asked for; the others are skipped."""
-    from pipelines.job_plan import hash_of
-
-    items = found.items
-    if config.sample is not None:
-        taken = {item["key"] for item in sorted(items, key=hash_of)[: config.sample]}
-        items = [item for item in items if item["key"] in taken]
-    items = items[: config.limit]
-    if len(items) == len(found.items):
-        return found
-    return replace(
-        found, items=items, skipped=found.skipped | {"not_taken": len(found.items) - len(items)}
-    )
-
-
-def _plan(job: "Job", found: "Sources", settings: "CaptionSettings", config: BulkConfig) -> "Job":
-    """Cuts the items into shards; raises InvalidInput where OUTPUT holds another job."""
-    from pipelines.job_plan import assign, plan_job, planned_shards, with_retries
-
-    # A key stays in its shard however many images come, so that its row is found again.
-    count = planned_shards(job) or -(-len(found.items) // config.shard_size)
-    shards = {
-        f"{index:05d}-of-{count:05d}": items
-        for index, items in enumerate(assign(found.items, count))
-    }
-    # What was passed over decides no row: a stray text file must not keep a job from going on.
-    model = {"name": settings.model_name, "version": settings.model_version}
-    job = plan_job(job, shards, asdict(settings.asked), made_by=model)
-    return with_retries(job, settings.retry)
-
-
-def _check_apart(where: str, output: str) -> None:
-    """Raises InvalidInput where results would become inputs of the next run."""
-    from pipelines.manifests import MANIFEST_SUFFIXES, scheme
-
-    if scheme(where) is None:
-        if Path(where).is_dir():
-            inside = Path(output).resolve().is_relative_to(Path(where).resolve())
-        else:
-            inside = has_magic(where) and not Path(where).exists() and _reaches(where, output)
-    elif has_magic(where):
-        inside = _reaches(where, output)
-    else:
-        listed = Path(where).suffix.lower() in MANIFEST_SUFFIXES
-        inside = not listed and f"{output}/".startswith(f"{where.rstrip('/')}/")
-    if inside:
-        raise InvalidInput(f"--output {output}: lies in --input {where}; take one outside it")
-
-
-def _reaches(pattern: str, output: str) -> bool:
-    """Whether a glob can match OUTPUT or what lies in it."""
-    there, wanted = _parts(output), _parts(pattern)
-    for part, name in zip(wanted, there, strict=False):
-        if "**" in part:
-            return True
-        if not fnmatchcase(name, part):
-            return False
-    return len(wanted) >= len(there)
-
-
-def _parts(path: str) -> list[str]:
-    """The names in a path or URL; those of a local path from the root, without links."""
-    if "://" in path:
-        return path.rstrip("/").split("/")
-    parts = Path(path).absolute().parts
-    literal = next((i for i, part in enumerate(parts) if has_magic(part)), len(parts))
-    return [*Path(*parts[:literal]).resolve().parts, *parts[literal:]]

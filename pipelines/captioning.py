@@ -16,12 +16,13 @@ from model.errors import InvalidInput, ItemFailure, Reason
 from model.image_bytes import canonicalise
 from pipelines.caption_rows import Asked, Told
 from pipelines.clients import Clients
+from pipelines.columns import CARRIED
 from pipelines.crashes import CarefulDecoder, Decode, begun
 from pipelines.earlier import Row, RowSink
 from pipelines.fetch import Fetcher
-from pipelines.image_files import read_image_file
+from pipelines.image_files import read_item
 from pipelines.jobs import Item
-from pipelines.manifests import scheme
+from pipelines.listing import scheme
 from pipelines.read_ahead import batches, read_ahead
 from pipelines.sink import Sink
 from serving.client import Client
@@ -183,6 +184,7 @@ class CaptionShard:
             "model": self._settings.model_name,
             "model_version": told.model_version,
             **self._settings.asked.fields(told),
+            **({CARRIED: item[CARRIED]} if CARRIED in item else {}),
         }
 
 
@@ -216,6 +218,6 @@ def _load(fetcher: Fetcher, decode: Decode, item: Item) -> _Image:
     if not source:
         raise ItemFailure(Reason.INVALID_URL, "an empty cell, expected a URL or a path")
     is_url = scheme(source) in ("http", "https")
-    data = fetcher.fetch(source) if is_url else read_image_file(source)
+    data = fetcher.fetch(source) if is_url else read_item(item)
     image = decode(data)
     return _Image(hashlib.sha256(data).hexdigest(), image.width, image.height, image.data)

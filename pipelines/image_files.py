@@ -8,10 +8,12 @@ from model.errors import ItemFailure, Reason
 from model.image_bytes import Limits
 from pipelines import storage
 from pipelines.jobs import Item
-from pipelines.tar_images import read_member
+from pipelines.tar_files import read_member
 
 # Fields of an item whose image is in a tar file: [path, offset, size], or why it is in none.
 TAR, MISSING = "tar", "missing"
+# Field of an item that stands for what a damaged tar may have held: what is wrong with the tar.
+DAMAGED = "damaged"
 
 
 def read_item(item: Item) -> bytes:
@@ -22,6 +24,8 @@ def read_item(item: Item) -> bytes:
     """
     if MISSING in item:
         raise ItemFailure(Reason.MISSING_FILE, item[MISSING])
+    if DAMAGED in item:
+        raise ItemFailure(Reason.TRUNCATED, item[DAMAGED])
     if TAR not in item:
         return read_image_file(item["source"])
     path, offset, size = item[TAR]

@@ -6,9 +6,9 @@ that the one from which a finished shard was made stays until the shard is made 
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from model.errors import InvalidInput
 from pipelines import storage
@@ -24,9 +24,16 @@ from pipelines.jobs import (
 )
 
 
+class Shards(Protocol):
+    """Items by shard name, as of a Mapping; looked through more than once."""
+
+    def items(self) -> Iterable[tuple[str, Sequence[Item]]]:
+        """(name, items) of each."""
+
+
 def plan_job(
     job: Job,
-    shards: Mapping[str, Sequence[Item]],
+    shards: Shards,
     settings: Mapping[str, Any],
     made_by: Mapping[str, Any] | None = None,
 ) -> Job:
@@ -60,8 +67,8 @@ def plan_job(
             _clear(job)
             found = None
         goes_on = found in (None, wanted) or (job.amendable and _same_but_inputs(found, wanted))
-        for spec in specs if goes_on else ():
-            content = _encoded(shards[spec.name])
+        for spec, (_, items) in zip(specs, shards.items(), strict=True) if goes_on else ():
+            content = _encoded(items)
             if found is None or not _is_written(spec, content):
                 # Made again rather than kept: of ten million images they are gigabytes.
                 storage.write_bytes(spec.path, content)

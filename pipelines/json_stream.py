@@ -5,7 +5,7 @@ COCO's captions are 90 MB of text and ten times that as Python objects.
 
 import codecs
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from model.errors import InvalidInput
@@ -45,6 +45,48 @@ def read_lists(path: str, handlers: Mapping[str, Handler], expected: str) -> set
         return set()
 
 
+def read_elements(file: BinaryIO, name: str) -> Iterator[tuple[bool, Any]]:
+    """The elements of the top list, or of the list `name` of the top object, one after the other.
+
+    What follows that list in the object is not read.
+
+    Args:
+      file: JSON, open for reading.
+      name: of the list.
+
+    Yields:
+      Whether the element is the object's, and the element.
+
+    Raises:
+      ValueError, RecursionError: not JSON, or without such a list.
+    """
+    window = _Window(file)
+    in_object = window.peek() != "["
+    if in_object:
+        _step_into(window, name)
+    for element in _elements(window):
+        yield in_object, element
+    if not in_object:
+        window.expect("")
+
+
+def _step_into(window: "_Window", name: str) -> None:
+    """Go on to a list of the top object."""
+    window.expect("{")
+    while not window.accept("}"):
+        found = window.value()
+        window.expect(":")
+        if window.peek() == "[":
+            if found == name:
+                return
+            for _ in _elements(window):
+                pass
+        else:
+            window.value()
+        window.accept(",")
+    raise ValueError(f"no list {name!r} in it")
+
+
 def _explain(path: str, expected: str) -> None:
     """Raise InvalidInput with the place of the error; nothing when the file is other JSON."""
     try:
@@ -64,7 +106,8 @@ def _read_object(window: "_Window", handlers: Mapping[str, Handler]) -> set[str]
         window.expect(":")
         if window.peek() == "[":
             handler = handlers.get(name)
-            _read_list(window, handler or _pass_over)
+            for position, element in enumerate(_elements(window)):
+                (handler or _pass_over)(position, element)
             found |= {name} if handler else set()
         else:
             window.value()
@@ -75,14 +118,12 @@ def _read_object(window: "_Window", handlers: Mapping[str, Handler]) -> set[str]
     return found
 
 
-def _read_list(window: "_Window", handler: Handler) -> None:
+def _elements(window: "_Window") -> Iterator[Any]:
     window.expect("[")
     if window.accept("]"):
         return
-    position = 0
     while True:
-        handler(position, window.value())
-        position += 1
+        yield window.value()
         if not window.accept(","):
             window.expect("]")
             return

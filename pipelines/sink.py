@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 from model.errors import ItemFailure, Reason
 from pipelines import storage
+from pipelines.columns import CARRIED
 from pipelines.jobs import FileInfo, Item, Job, ShardResult, ShardSpec
 from pipelines.tally import Tally
 
@@ -102,6 +103,7 @@ class Sink:
             "stage": self.job.stage,
             "reason": str(Reason(failure.reason)),
             "message": failure.message,
+            **({CARRIED: item[CARRIED]} if CARRIED in item else {}),
         }
         self._failures.write(storage.json_line(row))
 

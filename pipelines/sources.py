@@ -1,157 +1,145 @@
-"""Where bulk captioning takes its images from: a directory, a glob or a manifest → items.
+"""Where bulk captioning takes its images from: directories, globs, tars and manifests → items.
 
-An item is {"key", "source"}: `source` is a path or URL, `key` names the image in the output
+An item has "key" and "source": `source` is a path or URL, `key` names the image in the output
 and is unique.
 
   directory   image files of the whole tree; key: path relative to the directory
   glob        every file that matches; key: the path
-  manifest    .txt (one URL or path a line), .csv, .tsv, .jsonl; key: the id column, else the
-              URL or path as it stands there, with "#2", "#3" … where it comes again
+  image       key: the path
+  tar         image members of a .tar, or of a glob of them; key: `PATH.tar/MEMBER`
+  manifest    a list of URLs or paths (pipelines/manifest_rows); key: the id column, else the
+              URL or path as it stands there
 
-Relative paths in a manifest are relative to it. All three may lie on a Beam filesystem
-(`gs://…`). A file name that is no UTF-8 stands with escapes and so fails as missing.
+Keys that come again get "#2", "#3" …, except ids, which must come once. Of several inputs the
+keys of directories and manifests have the input's name in front (pipelines/input_names).
+Relative paths in a manifest are relative to it. All may lie on a Beam filesystem (`gs://…`),
+where a directory is a prefix. A file name that is no UTF-8 stands with escapes and so fails as
+missing.
 """
 
 import glob
-import os
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from model.errors import InvalidInput
-from pipelines.manifests import MANIFEST_SUFFIXES, Columns, make_item, read_manifest, scheme
+from pipelines.columns import Columns
+from pipelines.input_names import name_inputs
+from pipelines.listing import IMAGE_SUFFIXES, Found, encodable, is_image, scheme
+from pipelines.local_listing import list_directory, list_file, list_glob
+from pipelines.manifest_rows import MANIFEST_SUFFIXES, TABLE_SUFFIXES, manifest_kind
+from pipelines.manifests import read_manifest
+from pipelines.tar_names import is_tar
 
-IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
+_EXPECTED = (
+    f"expected a directory, a glob or a manifest ({', '.join(MANIFEST_SUFFIXES)}, .gz), or .tar"
 )
-# A .txt manifest has lines alone.
-TABLE_SUFFIXES = tuple(suffix for suffix in MANIFEST_SUFFIXES if suffix != ".txt")
-_EXPECTED = f"expected a directory, a glob or a manifest ({', '.join(MANIFEST_SUFFIXES)})"
 
 
-@dataclass(frozen=True)
+class _Input(NamedTuple):
+    """An input: where, what lists it and counts what it passes over, and whose keys it has."""
+
+    where: str
+    read: Callable[[Counter[str]], Iterator[Found]]
+    has_own_keys: bool
+
+
 class Sources:
-    """What an input holds.
+    """Items of one or several inputs, found as they are asked for; their keys may come again.
 
     Attributes:
-      items: {"key", "source"} with unique keys, in order.
-      skipped: what was passed over, by kind.
+      skipped: what was passed over, by kind; whole when the iteration has come to its end.
     """
 
-    items: list[dict[str, str]]
-    skipped: dict[str, int]
+    def __init__(self, inputs: Sequence[str], columns: Columns | None = None) -> None:
+        """Looks at what each input is.
 
+        Raises:
+          InvalidInput: one is not there or of no known kind, or comes twice.
+        """
+        self._inputs = [_look_at(where, columns or Columns()) for where in inputs]
+        named = [known.where for known in self._inputs if known.has_own_keys]
+        names = name_inputs(named) if len(self._inputs) > 1 else []
+        self._names = dict(zip(named, map(encodable, names), strict=False))
+        self.skipped: dict[str, int] = {}
 
-def list_sources(where: str, columns: Columns | None = None) -> Sources:
-    """Lists a directory, a glob or a manifest.
-
-    Raises:
-      InvalidInput: nothing is there, or it cannot be read as what it is.
-    """
-    found = _list(where, columns or Columns())
-    if not found.items:
-        passed = ", ".join(f"{count} {kind}" for kind, count in found.skipped.items())
-        raise InvalidInput(
-            f"{where}: no image in it ({passed or 'it is empty'}); {_EXPECTED} "
-            f"with {', '.join(sorted(IMAGE_SUFFIXES))} files or URLs"
-        )
-    return found
+    def __iter__(self) -> Iterator[Found]:
+        """Lists the inputs anew; InvalidInput where one has no image or cannot be read."""
+        skipped: Counter[str] = Counter()
+        for where, read, _ in self._inputs:
+            name, passed, is_empty = self._names.get(where), Counter[str](), True
+            for found in read(passed):
+                is_empty = False
+                if name:
+                    found.item["key"] = f"{name}/{found.item['key']}"
+                yield found
+            if is_empty:
+                raise _no_image(where, passed)
+            skipped.update(passed)
+        self.skipped = dict(sorted(skipped.items()))
 
 
 def has_columns(where: str) -> bool:
     """Whether an input would be read as a manifest with columns."""
-    if Path(where).suffix.lower() not in TABLE_SUFFIXES:
+    if manifest_kind(where) not in TABLE_SUFFIXES:
         return False
     path = Path(where)
     return bool(scheme(where)) or path.is_file() or not (path.is_dir() or glob.has_magic(where))
 
 
-def _list(where: str, columns: Columns) -> Sources:
-    suffix = Path(where).suffix.lower()
+def _look_at(where: str, columns: Columns) -> _Input:
+    path = Path(where)
     if scheme(where) in ("http", "https"):
         raise InvalidInput(f"{where}: a URL; {_EXPECTED} that lists URLs, or `captionbeam caption`")
     if scheme(where):
-        listed = suffix in MANIFEST_SUFFIXES
-        return Sources(read_manifest(where, columns), {}) if listed else _match(where)
-    path = Path(where)
+        return _look_at_bucket(where, columns)
     if path.is_dir():
-        return _walk(path)
-    if path.is_file() and suffix in MANIFEST_SUFFIXES:
-        return Sources(read_manifest(where, columns), {})
-    if path.is_file() and suffix in IMAGE_SUFFIXES:
-        return Sources([make_item(where, where)], {})
+        return _Input(where, partial(list_directory, where), True)
+    if path.is_file() and manifest_kind(where):
+        return _Input(where, lambda _: read_manifest(where, columns), True)
     if path.exists():
+        if is_tar(where):
+            return _Input(where, partial(_members, lambda _: list_file(where)), False)
+        if path.is_file() and is_image(where):
+            return _Input(where, lambda _: list_file(where), False)
         raise InvalidInput(f"{where}: a file of another kind; {_EXPECTED}")
     if not glob.has_magic(where):
         raise InvalidInput(f"{where}: no such file or directory; {_EXPECTED}")
-    return _glob(where)
+    listed = partial(list_glob, where)
+    return _Input(where, partial(_members, listed) if is_tar(where) else listed, False)
 
 
-def _walk(top: Path) -> Sources:
-    """Every image of a tree, each directory once, however many links lead to it."""
-    items: list[dict[str, str]] = []
-    skipped: Counter[str] = Counter()
-    seen: set[str] = set()
-    # What lies in the tree itself comes before what links lead to, so that a file's key is
-    # its own path wherever it has one.
-    waiting, linked = [top], list[Path]()
-    while waiting or linked:
-        directory = waiting.pop() if waiting else linked.pop(0)
-        real = os.path.realpath(directory)
-        if real in seen:
-            skipped["directory_seen_before"] += 1
-            continue
-        seen.add(real)
-        for entry in _scan(directory):
-            path = directory / entry.name
-            if entry.name.startswith("."):
-                skipped["hidden"] += 1
-            elif path.is_dir():
-                (linked if entry.is_symlink() else waiting).append(path)
-            elif path.suffix.lower() not in IMAGE_SUFFIXES:
-                skipped["no_image_suffix"] += 1
-            # A dangling link is no file either, but somebody meant it as one.
-            elif path.is_file() or entry.is_symlink():
-                items.append(make_item(path.relative_to(top).as_posix(), str(path)))
-            else:
-                skipped["no_regular_file"] += 1
-    return Sources(sorted(items, key=lambda item: item["key"]), dict(sorted(skipped.items())))
+def _look_at_bucket(where: str, columns: Columns) -> _Input:
+    # Beam takes seconds to load, and a local input needs none of it.
+    from pipelines import storage
+    from pipelines.bucket_listing import list_glob as list_bucket_glob
+    from pipelines.bucket_listing import list_object, list_prefix
+
+    storage.check_filesystem(where, "--input")
+    if manifest_kind(where) and not glob.has_magic(where):
+        return _Input(where, lambda _: read_manifest(where, columns), True)
+    list_objects = list_bucket_glob if glob.has_magic(where) else list_object
+    if is_tar(where):
+        return _Input(where, partial(_members, lambda _: list_objects(where)), False)
+    if glob.has_magic(where) or is_image(where):
+        return _Input(where, lambda _: list_objects(where), False)
+    return _Input(where, partial(list_prefix, where), True)
 
 
-def _scan(directory: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(directory) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        raise InvalidInput(f"{directory}: cannot be listed ({error.strerror})") from error
+def _members(
+    tars: Callable[[Counter[str]], Iterator[Found]], skipped: Counter[str]
+) -> Iterator[Found]:
+    """The image members of the tars that a listing finds."""
+    from pipelines.tar_listing import list_members
+
+    return list_members(tars(skipped), skipped)
 
 
-def _glob(pattern: str) -> Sources:
-    items: list[dict[str, str]] = []
-    skipped: Counter[str] = Counter()
-    # Path.glob takes no absolute pattern.
-    for path in sorted(set(glob.iglob(pattern, recursive=True))):  # noqa: PTH207
-        if Path(path).is_dir():
-            skipped["directory"] += 1
-        else:
-            items.append(make_item(path, path))
-    return Sources(items, dict(skipped))
-
-
-def _match(where: str) -> Sources:
-    """A glob or a prefix on a Beam filesystem."""
-    from apache_beam.io.filesystems import FileSystems
-
-    magic = glob.has_magic(where)
-    prefix = where.rstrip("/") + "/"
-    try:
-        [found] = FileSystems.match([where if magic else prefix + "**"])
-    # Each filesystem's client raises errors of its own.
-    except Exception as error:
-        raise InvalidInput(f"{where}: cannot be listed ({error})") from error
-    paths = sorted(metadata.path for metadata in found.metadata_list)
-    if magic:
-        return Sources([make_item(path, path) for path in paths], {})
-    images = [path for path in paths if Path(path).suffix.lower() in IMAGE_SUFFIXES]
-    skipped = {"no_image_suffix": len(paths) - len(images)} if len(paths) > len(images) else {}
-    return Sources([make_item(path.removeprefix(prefix), path) for path in images], skipped)
+def _no_image(where: str, skipped: Counter[str]) -> InvalidInput:
+    passed = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
+    return InvalidInput(
+        f"{where}: no image in it ({passed or 'it is empty'}); {_EXPECTED} "
+        f"with {', '.join(sorted(IMAGE_SUFFIXES))} files or URLs"
+    )

@@ -138,7 +138,8 @@ def check_filesystem(path: str, name: str) -> None:
     """Raise InvalidInput, naming the argument, when no filesystem serves this path."""
     try:
         FileSystems.get_filesystem(path)
-    except ValueError as error:
+    # The second of a scheme that Beam knows and whose client is not installed.
+    except (ValueError, OSError) as error:
         raise InvalidInput(
             f"{name} {path}: no filesystem for this scheme; for gs:// install captionbeam[gcp], "
             "for s3:// captionbeam[aws]"

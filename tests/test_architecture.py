@@ -48,6 +48,7 @@ HEAVY = {
     "matplotlib",
     "numpy",
     "PIL",
+    "pyarrow",
     "pycocoevalcap",
     "pycocotools",
     "requests",

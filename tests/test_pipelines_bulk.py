@@ -21,8 +21,8 @@ from model.errors import CheckFailed, InvalidInput
 from pipelines import bulk
 from pipelines.bulk_job import BulkConfig, caption_all
 from pipelines.clients import Clients, Target
+from pipelines.columns import Columns
 from pipelines.ledger import Ledger
-from pipelines.manifests import Columns
 from tests.bulk_fixtures import (
     NAME,
     POISON_COLOUR,
@@ -345,9 +345,10 @@ def test_what_cannot_be_used_is_one_line_and_exit_2(
         (
             {"--input": f"{tmp_path}/*.csv", "--id_column": "n"},
             model,
-            "expected a manifest (.csv, .tsv, .jsonl); leave it out",
+            "expected a manifest (.csv, .tsv, .json, .jsonl, .parquet); leave it out",
         ),
         ({"--input": f"{tmp_path}/m.txt", "--url_column": "link"}, model, "has no columns"),
+        ({"--carry_columns": "n"}, model, f"--carry_columns n: --input {photos} has no columns"),
         ({"--model_name": "captioner"}, model, "--model_name captioner: without --server"),
         ({"--batch_size": "0"}, model, "--batch_size 0: expected 1 or more"),
         ({"--max_failure_rate": "2"}, model, "expected 0 to 1"),
@@ -395,6 +396,15 @@ def test_private_networks_may_be_named_more_than_once() -> None:
     given = ["--allow_private", "10.0.0.0/8", "--allow_private", "127.0.0.0/8"]
     args = parser.parse_args(["--input", "i", "--output", "o", "--model", "m", *given])
     assert args.allow_private == ["10.0.0.0/8", "127.0.0.0/8"]
+
+
+def test_inputs_and_columns_may_be_several() -> None:
+    parser = argparse.ArgumentParser()
+    bulk.add_arguments(parser)
+    given = ["--input", "a", "b", "--input", "c", "--carry_columns", "n", "k"]
+    args = parser.parse_args([*given, "--output", "o", "--model", "m"])
+    assert args.input == ["a", "b", "c"]
+    assert args.carry_columns == ["n", "k"]
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """An output whose inputs, model or failures changed: only what has no row is captioned."""
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from model.errors import CheckFailed, InvalidInput
-from pipelines import counters
+from pipelines import counters, manifests
 from pipelines.bulk_job import BulkConfig, caption_all
 from pipelines.caption_rows import Asked
 from pipelines.clients import Clients, Target
@@ -49,6 +50,19 @@ def contents(output: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in output.iterdir() if path.is_file()}
 
 
+@pytest.fixture
+def _stateless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What manifests list does not tell when it changes, as URLs do not."""
+    monkeypatch.setattr(manifests, "state_of", lambda _: None)
+
+
+def listed(photos: Path) -> Path:
+    """A manifest of what lies there."""
+    path = photos.parent / "list.txt"
+    path.write_text("\n".join(f"{photos.name}/{path.name}" for path in sorted(photos.iterdir())))
+    return path
+
+
 def rows(output: Path, kind: str = "captions") -> dict[str, dict[str, Any]]:
     lines = [
         json.loads(line)
@@ -77,57 +91,75 @@ def test_images_that_came_are_captioned_and_no_other(config: BulkConfig, tmp_pat
         assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("_stateless")
 def test_a_failure_stays_until_it_is_to_be_tried_again(tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "in", 5)
     (photos / "late.png").symlink_to(tmp_path / "there")
     (photos / "broken.png").write_bytes(b"no image")
-    caption(photos, tmp_path / "out")
+    caption(listed(photos), tmp_path / "out")
     (tmp_path / "there").write_bytes(photo(70))
     (photos / "new.png").write_bytes(photo(71))
-    ledger = caption(photos, tmp_path / "out")
+    ledger = caption(listed(photos), tmp_path / "out")
     assert (ledger.captioned, ledger.failed) == (6, {"missing_file": 1, "not_an_image": 1})
     (photos / "broken.png").write_bytes(photo(72))
     retry = replace(ONE_SHARD, retry=frozenset({"missing_file", "dns"}))
-    ledger = caption(photos, tmp_path / "out", retry)
+    ledger = caption(listed(photos), tmp_path / "out", retry)
     assert sum(World.batches) == 1
     assert (ledger.captioned, ledger.failed) == (7, {"not_an_image": 1})
-    assert rows(tmp_path / "out")["late.png"]["caption"] == fake_caption(photo(70))
+    assert rows(tmp_path / "out")["in/late.png"]["caption"] == fake_caption(photo(70))
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["ledger"]["failed"] == {"not_an_image": 1}
     # Nothing is left to try.
-    caption(photos, tmp_path / "out", retry)
+    caption(listed(photos), tmp_path / "out", retry)
     assert World.batches == []
 
 
+@pytest.mark.usefixtures("_stateless")
 def test_what_fails_again_can_be_tried_again(tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "in", 3)
     (photos / "late.png").symlink_to(tmp_path / "there")
-    caption(photos, tmp_path / "out")
+    caption(listed(photos), tmp_path / "out")
     retry = replace(ONE_SHARD, retry=frozenset({"missing_file"}))
     for _ in range(2):
-        assert caption(photos, tmp_path / "out", retry).failed == {"missing_file": 1}
+        assert caption(listed(photos), tmp_path / "out", retry).failed == {"missing_file": 1}
         assert World.batches == []
     (tmp_path / "there").write_bytes(photo(70))
-    assert caption(photos, tmp_path / "out", retry).captioned == 4
+    assert caption(listed(photos), tmp_path / "out", retry).captioned == 4
 
 
+def test_an_object_that_changed_is_captioned_again(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "in", 6)
+    caption(photos, tmp_path / "out")
+    (photos / "002.png").write_bytes(photo(90))
+    # The same size, and bytes that only its time tells from the old ones.
+    stat = (photos / "004.png").stat()
+    (photos / "004.png").write_bytes(photo(4)[:-1] + photo(4)[-1:])
+    os.utime(photos / "004.png", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    caption(photos, tmp_path / "out")
+    assert sum(World.batches) == 2
+    assert rows(tmp_path / "out")["002.png"]["caption"] == fake_caption(photo(90))
+    caption(photos, tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("_stateless")
 @pytest.mark.parametrize("calls", [0, 1])
 def test_a_retry_that_was_stopped_goes_on(calls: int, tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "in", 16)
     for index in range(8):
         (photos / f"late{index}.png").symlink_to(tmp_path / f"there{index}")
-    caption(photos, tmp_path / "out", TWO_SHARDS)
+    caption(listed(photos), tmp_path / "out", TWO_SHARDS)
     for index in range(8):
         (tmp_path / f"there{index}").write_bytes(photo(70 + index))
     retry = replace(TWO_SHARDS, retry=frozenset({"missing_file"}))
     World.unavailable_after = calls
     with pytest.raises(InvalidInput, match="went away"):
-        caption(photos, tmp_path / "out", retry)
+        caption(listed(photos), tmp_path / "out", retry)
     assert not (tmp_path / "out" / "summary.json").exists()
     World.unavailable_after = None
-    assert caption(photos, tmp_path / "out", retry).captioned == 24
+    assert caption(listed(photos), tmp_path / "out", retry).captioned == 24
     assert sum(World.batches) <= 8
-    caption(photos, tmp_path / "whole", TWO_SHARDS)
+    caption(listed(photos), tmp_path / "whole", TWO_SHARDS)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 

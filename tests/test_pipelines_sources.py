@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from model.errors import InvalidInput
-from pipelines.manifests import Columns
-from pipelines.sources import Sources, list_sources
+from pipelines.columns import Columns
+from tests.source_fixtures import Listed, list_sources
 
 
 def make(directory: Path, *names: str) -> Path:
@@ -19,8 +19,13 @@ def make(directory: Path, *names: str) -> Path:
     return directory
 
 
-def keys(found: Sources) -> list[str]:
+def keys(found: Listed) -> list[str]:
     return [item["key"] for item in found.items]
+
+
+def places(found: Listed) -> list[dict[str, str]]:
+    """Keys and sources."""
+    return [{"key": item["key"], "source": item["source"]} for item in found.items]
 
 
 def manifest(directory: Path, name: str, text: str) -> str:
@@ -33,11 +38,12 @@ def manifest(directory: Path, name: str, text: str) -> str:
 
 
 def test_a_directory_is_listed_with_all_below_it_in_order(tmp_path: Path) -> None:
-    make(tmp_path, "b.JPG", "a/z.png", "a/b/c.webp", "a.tiff")
+    make(tmp_path, "b.JPG", "a/z.png", "a/b/c.webp", "c/1.png", "a.tiff")
     found = list_sources(str(tmp_path))
-    assert found.items == [
+    # A directory's own files come before those below it.
+    assert places(found) == [
         {"key": key, "source": str(tmp_path / key)}
-        for key in ("a.tiff", "a/b/c.webp", "a/z.png", "b.JPG")
+        for key in ("a.tiff", "b.JPG", "a/z.png", "a/b/c.webp", "c/1.png")
     ]
     assert found.skipped == {}
 
@@ -59,7 +65,7 @@ def test_loops_of_links_end_and_no_file_is_listed_twice(tmp_path: Path) -> None:
     (top / "out").symlink_to(tmp_path / "outside")
     (tmp_path / "outside" / "back").symlink_to(top / "a")
     found = list_sources(str(top))
-    assert keys(found) == ["a/1.png", "out/3.png", "z/2.png"]
+    assert sorted(keys(found)) == ["a/1.png", "out/3.png", "z/2.png"]
     assert found.skipped == {"directory_seen_before": 3, "no_image_suffix": 1}
 
 
@@ -96,7 +102,7 @@ def test_a_directory_with_brackets_is_no_glob(tmp_path: Path) -> None:
 
 def test_one_image_is_an_input(tmp_path: Path) -> None:
     path = str(make(tmp_path, "a.png") / "a.png")
-    assert list_sources(path).items == [{"key": path, "source": path}]
+    assert places(list_sources(path)) == [{"key": path, "source": path}]
 
 
 # Manifests.
@@ -105,7 +111,7 @@ def test_one_image_is_an_input(tmp_path: Path) -> None:
 def test_a_text_manifest_is_one_source_a_line(tmp_path: Path) -> None:
     lines = "\ufeffhttps://x.test/1.jpg\r\n\r\n  sub/a.jpg  \n/abs/b.jpg\nhttps://x.test/1.jpg\n"
     found = list_sources(manifest(tmp_path, "list.txt", lines))
-    assert found.items == [
+    assert places(found) == [
         {"key": "https://x.test/1.jpg", "source": "https://x.test/1.jpg"},
         {"key": "sub/a.jpg", "source": f"{tmp_path}/sub/a.jpg"},
         {"key": "/abs/b.jpg", "source": "/abs/b.jpg"},
@@ -132,7 +138,7 @@ def test_numbered_keys_never_meet_a_key_that_looks_numbered(tmp_path: Path) -> N
 )
 def test_a_table_has_its_columns_named(name: str, text: str, tmp_path: Path) -> None:
     found = list_sources(manifest(tmp_path, name, text), Columns("link", "id"))
-    assert found.items == [
+    assert places(found) == [
         {"key": "7", "source": "https://x.test/a,b"},
         {"key": "8", "source": ""},
         {"key": "x", "source": f"{tmp_path}/c.jpg"},
@@ -150,7 +156,7 @@ def test_a_manifest_beside_us_needs_no_directory(
 ) -> None:
     manifest(tmp_path, "m.txt", "a.jpg\n")
     monkeypatch.chdir(tmp_path)
-    assert list_sources("m.txt").items == [{"key": "a.jpg", "source": "a.jpg"}]
+    assert places(list_sources("m.txt")) == [{"key": "a.jpg", "source": "a.jpg"}]
 
 
 # What cannot be used.

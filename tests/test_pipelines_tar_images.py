@@ -10,7 +10,7 @@ import pytest
 
 from model.errors import InvalidInput, ItemFailure, Reason
 from model.image_bytes import Limits
-from pipelines import tar_images
+from pipelines import tar_files
 from pipelines.coco import read_inputs
 from pipelines.image_files import read_item
 from pipelines.jobs import Item
@@ -233,6 +233,20 @@ def test_a_tar_cut_between_members_says_so_too(tmp_path: Path, end: int) -> None
     )
 
 
+@pytest.mark.parametrize("behind", ["another tar", "a byte", "zeros"])
+def test_what_stands_behind_a_tars_end_is_not_passed_over(tmp_path: Path, behind: str) -> None:
+    tar = write_tar(tmp_path / "a.tar", {"a.jpg": body("a", 1000)}, tarfile.USTAR_FORMAT)
+    other = write_tar(tmp_path / "b.tar", {"b.jpg": body("b")}).read_bytes()
+    more = {"another tar": other, "a byte": b"\0x", "zeros": bytes(2**20)}[behind]
+    tar.write_bytes(tar.read_bytes() + more)
+    made = items(tmp_path, tar, "a.jpg", "b.jpg")
+    assert read_item(made[0]) == body("a", 1000)
+    assert failure(made[1]) == (
+        Reason.MISSING_FILE,
+        f"{MISSING}; {tar} is cut short or damaged at byte {3 * BLOCK}",
+    )
+
+
 def damage_size(header: bytearray, value: bytes) -> None:
     """Write a size into a header, with the checksum that belongs to it."""
     header[124:136] = value
@@ -299,10 +313,11 @@ def test_the_index_reads_headers_alone(tmp_path: Path, monkeypatch: pytest.Monke
             read += len(data)
             return data
 
-    monkeypatch.setattr(tar_images.storage, "open_read", lambda path: Counting(path))
+    monkeypatch.setattr(tar_files.storage, "open_read", lambda path: Counting(path))
     assert len(items(tmp_path, tar, *members)) == 50
     # A header a member, and a byte before each for tarfile to see that the body is there.
-    assert read <= 50 * (BLOCK + 1) + 4 * BLOCK
+    # The zeros at the end as well.
+    assert read <= 50 * (BLOCK + 1) + 4 * BLOCK + tarfile.RECORDSIZE
 
 
 COMPRESSED = (
@@ -382,8 +397,8 @@ class Bucket(io.RawIOBase):
 def test_of_s3_only_the_member_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     bucket = Bucket(bytes(range(256)) * 8)
     reader = io.BufferedReader(bucket, buffer_size=2**20)
-    monkeypatch.setattr(tar_images.storage, "open_read", lambda _: reader)
-    assert tar_images.read_member("s3://b/a.tar", 256, 1000, 5000) == bucket.data[256:1256]
+    monkeypatch.setattr(tar_files.storage, "open_read", lambda _: reader)
+    assert tar_files.read_member("s3://b/a.tar", 256, 1000, 5000) == bucket.data[256:1256]
     assert sum(bucket.fetched) == 1000
 
 
@@ -400,8 +415,8 @@ def test_of_gcs_only_the_member_is_fetched(monkeypatch: pytest.MonkeyPatch) -> N
             return data[start : end + 1]
 
     reader = storage.BlobReader(Blob(), chunk_size=16 * 2**20)
-    monkeypatch.setattr(tar_images.storage, "open_read", lambda _: reader)
-    assert tar_images.read_member("gs://b/a.tar", 256, 1000, 5000) == data[256:1256]
+    monkeypatch.setattr(tar_files.storage, "open_read", lambda _: reader)
+    assert tar_files.read_member("gs://b/a.tar", 256, 1000, 5000) == data[256:1256]
     [(start, end)] = ranges
     assert start == 256
     assert end <= 1256

@@ -1,0 +1,86 @@
+"""Which images a bulk job takes, and in which shards."""
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+from typing import Any
+
+from pipelines.captioning import CaptionSettings
+from pipelines.job_plan import hash_of, plan_job, planned_shards, with_retries
+from pipelines.jobs import Job
+from pipelines.listing import Found
+from pipelines.partition import Partition
+from pipelines.sources import Sources
+
+
+class Taken:
+    """Those of the images that were asked for; the others are skipped.
+
+    Args:
+      sources: all there are.
+      limit: how many are taken, the first ones; None for all.
+      sample: how many are taken by the hash of their keys, before the limit; None for all.
+
+    Attributes:
+      skipped: what was passed over, by kind; whole when the iteration has come to its end.
+    """
+
+    def __init__(self, sources: Sources, limit: int | None, sample: int | None) -> None:
+        self._sources, self._limit, self._sample = sources, limit, sample
+        self.skipped: dict[str, int] = {}
+
+    def __iter__(self) -> Iterator[Found]:
+        """Lists anew, to the end; raises as the sources do."""
+        there = taken = 0
+
+        def counted() -> Iterator[tuple[int, Found]]:
+            nonlocal there
+            for found in self._sources:
+                yield there, found
+                there += 1
+
+        every = counted()
+        if self._sample is None:
+            chosen = every
+        else:
+            drawn = heapq.nsmallest(self._sample, every, key=lambda one: hash_of(one[1].item))
+            chosen = iter(sorted(drawn, key=lambda one: one[0]))
+        for _, found in islice(chosen, self._limit):
+            taken += 1
+            yield found
+        for _ in every:
+            pass
+        left = {"not_taken": there - taken} if there > taken else {}
+        self.skipped = self._sources.skipped | left
+
+
+class _Shards:
+    """The shards of a partition by name, one in memory at a time."""
+
+    def __init__(self, partition: Partition, count: int) -> None:
+        self._partition, self._count = partition, count
+
+    def items(self) -> Iterator[tuple[str, Sequence[dict[str, Any]]]]:
+        for index, items in enumerate(self._partition.shards(self._count)):
+            yield f"{index:05d}-of-{self._count:05d}", items
+
+
+def plan(job: Job, partition: Partition, settings: CaptionSettings, shard_size: int) -> Job:
+    """Cut the images into shards, and find what an earlier run made of them.
+
+    Args:
+      job: without specs.
+      partition: the images.
+      settings: what they are captioned with.
+      shard_size: images in a shard, about, where no earlier run chose the shards.
+
+    Raises:
+      InvalidInput: OUTPUT holds another job or cannot be used, or an id comes twice.
+    """
+    # A key stays in its shard however many images come, so that its row is found again.
+    count = planned_shards(job) or -(-partition.items // shard_size)
+    # What was passed over decides no row: a stray text file must not keep a job from going on.
+    model = {"name": settings.model_name, "version": settings.model_version}
+    job = plan_job(job, _Shards(partition, count), asdict(settings.asked), made_by=model)
+    return with_retries(job, settings.retry)
