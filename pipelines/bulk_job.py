@@ -4,13 +4,14 @@ What is heavy is imported inside the functions: the command reads its defaults f
 must answer a wrong flag at once.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.errors import InvalidInput
+from pipelines.fetch_settings import FetchSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,14 +31,14 @@ class BulkConfig:
 
     Attributes:
       output: OUTPUT directory.
-      allow_private: networks that URLs may lead to although they are not public.
+      fetch: how URLs are read.
       batch_size: images in one request.
       shard_size: images in one shard, about.
       max_failure_rate: failed ÷ all images above which the job does not pass.
     """
 
     output: str
-    allow_private: tuple[str, ...] = ()
+    fetch: FetchSettings = field(default_factory=FetchSettings)
     batch_size: int = 32
     shard_size: int = 512
     max_failure_rate: float = 0.1
@@ -74,21 +75,23 @@ def caption_all(
       CaptionbeamError: the input, the output or the model cannot be used; the model failed;
         the ledger does not balance.
     """
-    from pipelines.addresses import AddressRules
     from pipelines.captioning import CaptionSettings, CaptionShard
+    from pipelines.fetch_order import is_url
     from pipelines.jobs import Job
     from pipelines.ledger import SUMMARY_FILE, WriteSummary, is_complete, read_ledger
+    from pipelines.proxies import check_proxies
     from pipelines.runner import check_beam_args
     from pipelines.shards import hold_output, run_job
     from pipelines.sources import list_sources
 
     check_beam_args(beam_args, config.output)
-    AddressRules(config.allow_private)
     _check_apart(where, config.output)
     found = list_sources(where, columns)
+    sources = (item["source"] for item in found.items)
+    check_proxies(filter(is_url, sources), config.fetch)
     with clients.open() as client:
         name, version = client.model
-        settings = CaptionSettings(name, version, config.batch_size, config.allow_private)
+        settings = CaptionSettings(name, version, config.batch_size, config.fetch)
         job = Job("bulk", config.output, CAPTIONS_FILE, FAILURES_FILE, published=SUMMARY_FILE)
         with hold_output(job, beam_args) as job:
             job = _plan(job, found, settings, config)
@@ -111,7 +114,8 @@ def _plan(job: "Job", found: "Sources", settings: "CaptionSettings", config: Bul
         for index, items in enumerate(assign(found.items, count))
     }
     # What was passed over decides no row: a stray text file must not keep a job from going on.
-    decisive = {**asdict(settings), "shard_size": config.shard_size}
+    fetch = settings.fetch.decisive()
+    decisive = {**asdict(settings), "fetch": fetch, "shard_size": config.shard_size}
     return plan_job(job, shards, decisive)
 
 

@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -19,10 +19,11 @@ from apache_beam.utils.shared import Shared
 from model.errors import InvalidInput, ItemFailure, Reason
 from model.image_bytes import Canonical, canonicalise
 from pipelines import storage
-from pipelines.fetch import Fetcher
+from pipelines.fetch import Fetcher, process_fetcher
+from pipelines.fetch_order import is_url, spread_hosts
+from pipelines.fetch_settings import FetchSettings
 from pipelines.image_files import read_image_file
 from pipelines.jobs import Item
-from pipelines.manifests import scheme
 from pipelines.read_ahead import batches, read_ahead
 from pipelines.sink import Sink
 from serving.client import CaptionResult, Client, Target, connect_to
@@ -89,13 +90,13 @@ class CaptionSettings:
       model_name: name of the model that must answer.
       model_version: its version.
       batch_size: images in one request.
-      allow_private: networks that URLs may lead to although they are not public.
+      fetch: how URLs are read.
     """
 
     model_name: str
     model_version: int
     batch_size: int = 32
-    allow_private: tuple[str, ...] = ()
+    fetch: FetchSettings = field(default_factory=FetchSettings)
 
 
 @dataclass(frozen=True)
@@ -125,12 +126,13 @@ class CaptionShard:
           ServerUnavailable, ServerError: the rest of the shard cannot be captioned.
           InvalidInput: another version of the model answers than at the start.
         """
-        settings = self._settings
-        with self._client() as client, Fetcher(allow_private=settings.allow_private) as fetcher:
-            size = settings.batch_size
-            images = read_ahead(
-                items, partial(_load, fetcher), threads=_READ_THREADS, ahead=size * _BATCHES_AHEAD
-            )
+        size = self._settings.batch_size
+        load = partial(_load, process_fetcher(self._settings.fetch))
+        ahead = size * _BATCHES_AHEAD
+        # Whoever waits for a host has a thread of its own, and holds up nobody else.
+        threads = ahead if any(is_url(str(item["source"])) for item in items) else _READ_THREADS
+        with self._client() as client:
+            images = read_ahead(spread_hosts(items), load, threads=threads, ahead=ahead)
             captioned = read_ahead(
                 batches(images, size), partial(_caption, client), threads=_CALLS, ahead=_CALLS
             )
@@ -207,6 +209,5 @@ def _load(fetcher: Fetcher, item: Item) -> _Image:
     source = str(item["source"])
     if not source:
         raise ItemFailure(Reason.INVALID_URL, "an empty cell, expected a URL or a path")
-    is_url = scheme(source) in ("http", "https")
-    data = fetcher.fetch(source) if is_url else read_image_file(source)
+    data = fetcher.fetch(source) if is_url(source) else read_image_file(source)
     return _Image(canonicalise(data), hashlib.sha256(data).hexdigest())
