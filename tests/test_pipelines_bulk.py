@@ -1,6 +1,5 @@
 """Bulk captioning as a whole: every image accounted for, on any runner, however interrupted."""
 
-import argparse
 import functools
 import hashlib
 import http.server
@@ -18,9 +17,9 @@ from PIL import Image
 
 import captionbeam
 from model.errors import CheckFailed, InvalidInput
-from pipelines import bulk
 from pipelines.bulk_job import BulkConfig, caption_all
 from pipelines.captioning import Clients, Target
+from pipelines.fetch_settings import FetchSettings
 from pipelines.ledger import Ledger
 from pipelines.manifests import Columns
 from tests.bulk_fixtures import (
@@ -199,7 +198,8 @@ def test_a_manifest_of_urls_gives_the_captions_of_the_files(tmp_path: Path) -> N
         lines = [json.dumps({"url": f"{base}/{name}", "id": name}) for name in keys_of(photos)]
         lines.append(json.dumps({"url": f"{base}/none.png", "id": "none"}))
         (tmp_path / "urls.jsonl").write_text("\n".join(lines))
-        config = replace(SMALL, output=str(tmp_path / "urls"), allow_private=("127.0.0.1/32",))
+        fetch = FetchSettings(allow_private=("127.0.0.1/32",), host_rate=0)
+        config = replace(SMALL, output=str(tmp_path / "urls"), fetch=fetch)
         clients = Clients(Target("models/fake", None, NAME), connect_fake)
         ledger = caption_all(str(tmp_path / "urls.jsonl"), Columns(id="id"), clients, config)
         server.shutdown()
@@ -223,6 +223,29 @@ def test_other_settings_on_a_used_output_are_named(tmp_path: Path) -> None:
     World.versions = (9,)
     with pytest.raises(InvalidInput, match="model_version is 3 there, 9 now"):
         caption(photos, tmp_path / "out")
+
+
+def test_how_urls_may_be_read_is_part_of_a_job_and_how_fast_is_not(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "in", 5)
+    first = caption(photos, tmp_path / "out")
+    slower = replace(SMALL, fetch=FetchSettings(host_rate=1, url_timeout_s=5))
+    assert caption(photos, tmp_path / "out", slower) == first
+    with pytest.raises(InvalidInput, match=r"fetch is .*there, .*\"ignore_robots\": true.* now"):
+        caption(photos, tmp_path / "out", replace(SMALL, fetch=FetchSettings(ignore_robots=True)))
+
+
+def test_a_proxy_is_refused_before_the_model_is_asked_unless_no_url_needs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "inside.test")
+    manifest = tmp_path / "urls.txt"
+    manifest.write_text("http://inside.test/a.png\nhttp://site.test/a.png\n")
+    with pytest.raises(InvalidInput, match="--allow_proxy"):
+        caption(manifest, tmp_path / "out")
+    assert World.connects == 0
+    assert not (tmp_path / "out").exists()
+    assert caption(write_photos(tmp_path / "in", 2), tmp_path / "out").captioned == 2
 
 
 def test_other_inputs_on_a_used_output_are_refused(tmp_path: Path) -> None:
@@ -409,14 +432,6 @@ def test_a_wrong_flag_is_one_line_and_exit_2(
         captionbeam.main(["bulk", *flags])
     assert caught.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_private_networks_may_be_named_more_than_once() -> None:
-    parser = argparse.ArgumentParser()
-    bulk.add_arguments(parser)
-    given = ["--allow_private", "10.0.0.0/8", "--allow_private", "127.0.0.0/8"]
-    args = parser.parse_args(["--input", "i", "--output", "o", "--model", "m", *given])
-    assert args.allow_private == ["10.0.0.0/8", "127.0.0.0/8"]
 
 
 @pytest.mark.slow
