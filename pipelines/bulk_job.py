@@ -79,7 +79,7 @@ def caption_all(
     from pipelines.fetch_order import is_url
     from pipelines.jobs import Job
     from pipelines.ledger import SUMMARY_FILE, WriteSummary, is_complete, read_ledger
-    from pipelines.proxies import check_proxies
+    from pipelines.proxies import Proxies
     from pipelines.runner import check_beam_args
     from pipelines.shards import hold_output, run_job
     from pipelines.sources import list_sources
@@ -88,7 +88,7 @@ def caption_all(
     _check_apart(where, config.output)
     found = list_sources(where, columns)
     sources = (item["source"] for item in found.items)
-    check_proxies(filter(is_url, sources), config.fetch)
+    Proxies(config.fetch.allow_proxy).check(filter(is_url, sources))
     with clients.open() as client:
         name, version = client.model
         settings = CaptionSettings(name, version, config.batch_size, config.fetch)

@@ -26,7 +26,7 @@ from pipelines.fetch_settings import FetchSettings
 from pipelines.guarded_http import GuardedAdapter
 from pipelines.host_turns import MAX_WAIT_S, HostTurns
 from pipelines.http_answers import REDIRECTS, TransientFailure, check_status, location, read_body
-from pipelines.proxies import proxy_for
+from pipelines.proxies import Proxies
 from pipelines.resolver import Resolver
 from serving.retry import Clock, Retries
 
@@ -77,6 +77,7 @@ class Fetcher:
         max_bytes = settings.max_bytes or Limits().max_bytes
         self._image = _Wanted(max_bytes, is_image=True)
         self._rules = _Wanted(robots.MAX_ROBOTS_BYTES, is_image=False)
+        self._proxies = Proxies(settings.allow_proxy)
         self._resolver = Resolver(AddressRules(settings.allow_private), clock.now_s)
         self._turns = HostTurns(settings.host_connections, settings.host_rate, clock)
         self._robots = robots.Robots(
@@ -152,7 +153,7 @@ class Fetcher:
     ) -> bytes | str:
         """What `_ask` returns, when it may be asked and its turn has come."""
         url, (host, port) = str(request.url), urls.place(request)
-        proxy = proxy_for(url, self._settings.allow_proxy)
+        proxy = self._proxies.find(url)
         if proxy is None:
             # Before the turn: what cannot be reached at all must not wait for it.
             self._resolver.find(host, port, budget.left_s())

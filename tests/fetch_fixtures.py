@@ -69,6 +69,9 @@ class LoopbackServer(http.server.ThreadingHTTPServer):
     def url(self, path: str) -> str:
         return f"http://{self.server_address[0]!s}:{self.server_port}{path}"
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that hang up."""
+
     @property
     def paths(self) -> list[str]:
         return [path for path, _ in self.asked]

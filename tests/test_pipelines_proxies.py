@@ -5,8 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from model.errors import InvalidInput, Reason
-from pipelines.fetch_settings import FetchSettings
-from pipelines.proxies import check_proxies
+from pipelines.proxies import Proxies
 from tests.fetch_fixtures import (
     BODY,
     Handler,
@@ -113,11 +112,11 @@ def test_a_proxy_that_speaks_no_http_is_refused(
 
 def test_a_job_is_refused_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     urls = ["http://inside.test/a", "http://inside.test/b", "http://site.test/a"]
-    check_proxies(urls, FetchSettings())
+    Proxies(False).check(urls)
     monkeypatch.setenv("http_proxy", "http://proxy.test:3128")
     monkeypatch.setenv("no_proxy", "inside.test")
-    check_proxies([], FetchSettings())
-    check_proxies([*urls[:2], "http://[::1", "http://"], FetchSettings())
-    check_proxies(urls, FetchSettings(allow_proxy=True))
+    Proxies(False).check([])
+    Proxies(False).check([*urls[:2], "http://[::1", "http://"])
+    Proxies(True).check(urls)
     with pytest.raises(InvalidInput, match=r"proxy for site\.test"):
-        check_proxies(urls, FetchSettings())
+        Proxies(False).check(urls)
