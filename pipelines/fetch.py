@@ -7,8 +7,7 @@ turn at the host, and asks for nothing that the site's robots.txt forbids.
 """
 
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +21,7 @@ from model.errors import ItemFailure, Reason
 from model.image_bytes import Limits
 from pipelines import robots, urls
 from pipelines.addresses import AddressRules
+from pipelines.budget import Budget
 from pipelines.fetch_settings import FetchSettings
 from pipelines.guarded_http import GuardedAdapter
 from pipelines.host_turns import MAX_WAIT_S, HostTurns
@@ -39,27 +39,6 @@ class _Wanted:
 
     max_bytes: int
     is_image: bool
-
-
-class _Budget:
-    """The seconds that are left for a URL."""
-
-    def __init__(self, timeout_s: float, clock: Clock) -> None:
-        self.timeout_s, self._now_s = timeout_s, clock.now_s
-        self._ends_s = clock.now_s() + timeout_s
-
-    def left_s(self) -> float:
-        """Seconds; none or less when the time is over."""
-        return self._ends_s - self._now_s()
-
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        """What passes in the block costs nothing."""
-        began_s = self._now_s()
-        try:
-            yield
-        finally:
-            self._ends_s += self._now_s() - began_s
 
 
 class Fetcher:
@@ -123,7 +102,7 @@ class Fetcher:
         return self._read(url, self._image)
 
     def _read(self, url: str, wanted: _Wanted) -> bytes:
-        budget = _Budget(self._settings.url_timeout_s, self._clock)
+        budget = Budget(self._settings.url_timeout_s, self._clock)
         attempt = 0
         while True:
             try:
@@ -136,7 +115,7 @@ class Fetcher:
             self._clock.sleep(pause_s)
             attempt += 1
 
-    def _follow(self, url: str, wanted: _Wanted, budget: _Budget) -> bytes:
+    def _follow(self, url: str, wanted: _Wanted, budget: Budget) -> bytes:
         for _ in range(self._settings.max_redirects + 1):
             request = urls.prepare(url, self._headers)
             found = self._visit(request, wanted, budget)
@@ -149,7 +128,7 @@ class Fetcher:
         )
 
     def _visit(
-        self, request: requests.PreparedRequest, wanted: _Wanted, budget: _Budget
+        self, request: requests.PreparedRequest, wanted: _Wanted, budget: Budget
     ) -> bytes | str:
         """What `_ask` returns, when it may be asked and its turn has come."""
         url, (host, port) = str(request.url), urls.place(request)
@@ -174,7 +153,7 @@ class Fetcher:
         self,
         request: requests.PreparedRequest,
         wanted: _Wanted,
-        budget: _Budget,
+        budget: Budget,
         proxy: str | None,
     ) -> bytes | str:
         """What `_ask` returns; whatever a server may do becomes an ItemFailure."""

@@ -41,7 +41,8 @@ class GuardedAdapter(HTTPAdapter):
         self._guard(manager, self._unchecked)
         return manager
 
-    def _guard(self, manager: urllib3.PoolManager, resolver: Resolver) -> None:
+    # A manager takes functions for its pool classes, whatever its annotation says.
+    def _guard(self, manager: Any, resolver: Resolver) -> None:
         def pool(
             pool_class: Callable[..., Any],
             connection: Callable[..., Any],
@@ -73,7 +74,7 @@ class _GuardedConnection(HTTPConnection):
     def _new_conn(self) -> socket.socket:
         deadline_s = time.monotonic() + float(self.timeout or 0)
         # A proxy's answer to CONNECT is read with it; that of the last answer has its deadline.
-        self.response_class = http.client.HTTPResponse  # type: ignore[assignment]
+        self.response_class = http.client.HTTPResponse
         found = self._resolver.find(self._dns_host, self.port, float(self.timeout or 0))
         return self._connect_one(found, deadline_s)
 

@@ -110,7 +110,7 @@ class FakeClock:
 
 def fetching(clock: FakeClock | None = None, **changes: Any) -> Fetcher:
     """A fetcher with SETTINGS but for the changes."""
-    return Fetcher(replace(SETTINGS, **changes), clock and clock.clock)
+    return Fetcher(replace(SETTINGS, **changes), None if clock is None else clock.clock)
 
 
 def reason(fetcher: Fetcher, url: str) -> Reason:

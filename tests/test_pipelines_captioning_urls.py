@@ -12,6 +12,7 @@ from model.errors import ItemFailure
 from pipelines.captioning import CaptionSettings, CaptionShard, Clients, Target
 from pipelines.fetch_order import spread_hosts
 from pipelines.fetch_settings import FetchSettings
+from pipelines.jobs import Item
 from tests.bulk_fixtures import NAME, VERSION, World, connect_fake, photo
 from tests.fetch_fixtures import SETTINGS, Handler, LoopbackServer, answered, serving
 
@@ -28,7 +29,7 @@ class Outcomes(dict[str, str]):
     def write(self, payload: bytes) -> None:
         self[json.loads(payload)["key"]] = CAPTIONED
 
-    def fail(self, item: dict[str, str], failure: ItemFailure) -> None:
+    def fail(self, item: Item, failure: ItemFailure) -> None:
         self[item["key"]] = str(failure.reason)
 
 
@@ -53,7 +54,7 @@ def outcomes(items: list[dict[str, str]], fetch: FetchSettings) -> Outcomes:
     work = pickle.loads(pickle.dumps(work))
     work.setup()
     found = Outcomes()
-    work.process(items, found)  # type: ignore[arg-type]
+    work.process(items, found)
     return found
 
 
@@ -119,6 +120,7 @@ def test_images_that_wait_for_a_host_hold_up_no_other_hosts(server: LoopbackServ
     with serving("127.0.0.2") as other:
         server.answers["/wait"], other.answers["/last"] = wait, last
         items = [{"key": f"{number}", "source": server.url("/wait")} for number in range(40)]
-        list(spread_hosts(items))[-1]["source"] = other.url("/last")
+        last_key = spread_hosts(items)[-1]["key"]
+        items[int(last_key)]["source"] = other.url("/last")
         found = outcomes(items, replace(URLS, host_connections=2))
     assert found == {f"{number}": CAPTIONED for number in range(40)}

@@ -90,7 +90,10 @@ def test_files_fail_in_the_words_of_the_pipelines(tmp_path: Path, model_dir: Pat
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "folder.jpg").mkdir()
     paths = [str(tmp_path / name) for name in ("pipe.jpg", "folder.jpg", "gone.jpg")]
-    with connect(model=str(model_dir), server=None) as client, caption._Reader([]) as read:
+    with (
+        connect(model=str(model_dir), server=None) as client,
+        caption._Reader(FetchSettings()) as read,
+    ):
         rows = list(caption.caption_each(paths, client, read))
     for path, row in zip(paths, rows, strict=True):
         with pytest.raises(ItemFailure) as caught:
