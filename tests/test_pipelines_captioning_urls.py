@@ -124,3 +124,4 @@ def test_images_that_wait_for_a_host_hold_up_no_other_hosts(server: LoopbackServ
         items[int(last_key)]["source"] = other.url("/last")
         found = outcomes(items, replace(URLS, host_connections=2))
     assert found == {f"{number}": CAPTIONED for number in range(40)}
+    assert list(found) == [item["key"] for item in spread_hosts(items)]

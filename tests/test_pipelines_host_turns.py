@@ -9,7 +9,7 @@ from model.errors import ItemFailure, Reason
 from pipelines import host_turns
 from pipelines.host_turns import HostTurns
 from serving.retry import Clock
-from tests.fetch_fixtures import BODY, FakeClock, Handler, fetching, serving
+from tests.fetch_fixtures import BODY, FakeClock, Handler, fetching, reason, serving
 
 PATIENCE_S = 20
 
@@ -108,6 +108,15 @@ def test_waiting_for_a_turn_costs_a_url_nothing_of_its_deadline() -> None:
             fetcher.fetch(server.url("/image"))
         # robots.txt and three images.
         assert clock.time_s == 30
+
+
+def test_what_cannot_be_reached_at_all_waits_for_no_turn() -> None:
+    clock = FakeClock()
+    settings = {"allow_private": (), "ignore_robots": True, "host_rate": 0.1}
+    with fetching(clock, **settings) as fetcher:
+        for _ in range(3):
+            assert reason(fetcher, "http://127.0.0.1/image") == Reason.REFUSED_ADDRESS
+    assert clock.slept == []
 
 
 def test_an_image_of_a_free_host_does_not_wait_for_one_of_a_busy_host() -> None:
