@@ -52,12 +52,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class LoopbackServer(http.server.ThreadingHTTPServer):
-    """Serves `answers` on a free port of one loopback address."""
+    """Serves `answers` on one loopback address, on a free port unless one is named."""
 
     daemon_threads = True
 
-    def __init__(self, address: str) -> None:
-        super().__init__((address, 0), Handler)
+    def __init__(self, address: str, port: int = 0) -> None:
+        super().__init__((address, port), Handler)
         self.answers: dict[str, Answer] = {
             "/robots.txt": lambda handler: handler.reply(404),
             "/image": lambda handler: handler.reply(200, BODY),
@@ -78,8 +78,8 @@ class LoopbackServer(http.server.ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(address: str = "127.0.0.1") -> Iterator[LoopbackServer]:
-    server = LoopbackServer(address)
+def serving(address: str = "127.0.0.1", port: int = 0) -> Iterator[LoopbackServer]:
+    server = LoopbackServer(address, port)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     try:

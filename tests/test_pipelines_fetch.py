@@ -189,9 +189,12 @@ def test_of_several_addresses_only_a_permitted_one_is_used(
         ]
 
     monkeypatch.setattr(resolver.socket, "getaddrinfo", look_up)
-    with serving("127.0.0.2") as forbidden, fetching(allow_private=("127.0.0.1/32",)) as fetcher:
+    with (
+        serving("127.0.0.2", server.server_port) as forbidden,
+        fetching(allow_private=("127.0.0.1/32",)) as fetcher,
+    ):
         assert fetcher.fetch(f"http://two.test:{server.server_port}/image") == BODY
-        assert forbidden.asked == []
+        assert forbidden.asked == forbidden.asked_rules == []
 
 
 def test_an_unknown_name_is_a_dns_failure(

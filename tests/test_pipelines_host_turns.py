@@ -16,7 +16,7 @@ PATIENCE_S = 20
 
 def test_only_so_many_requests_are_at_one_host_at_once() -> None:
     """The third begins when one of the two has ended, and not before."""
-    turns = HostTurns(2, 0, Clock())
+    turns = HostTurns(2, 0, Clock(), PATIENCE_S)
     began: list[int] = []
     two, leave = threading.Semaphore(0), threading.Semaphore(0)
 
@@ -42,7 +42,7 @@ def test_only_so_many_requests_are_at_one_host_at_once() -> None:
 
 
 def test_a_turn_ends_with_its_block_whatever_happens_there() -> None:
-    turns = HostTurns(1, 0, Clock())
+    turns = HostTurns(1, 0, Clock(), max_wait_s=0.1)
     for _ in range(3):
         with pytest.raises(KeyError), turns.turn("a.test"):
             raise KeyError
