@@ -1,4 +1,4 @@
-"""Names → addresses that may be reached: looked up once, checked each time."""
+"""Names → addresses that may be reached, looked up and checked once a minute."""
 
 import socket
 import threading
@@ -13,6 +13,7 @@ from pipelines.lookups import Lookups
 
 Place: TypeAlias = tuple[socket.AddressFamily, Any]
 """Family and socket address."""
+_Found: TypeAlias = list[Place] | ItemFailure
 
 # The lifetime that most names of web servers have by their own word; failures are kept as long.
 _LIFETIME_S = 60.0
@@ -30,7 +31,7 @@ class Resolver:
         now_s: monotonic seconds.
         """
         self._rules = rules
-        self._found: Lookups[list[Place] | OSError | ValueError] = Lookups(_MAX_NAMES, now_s)
+        self._found: Lookups[_Found] = Lookups(_MAX_NAMES, now_s)
 
     def find(self, host: str, port: int | None, timeout_s: float) -> list[Place]:
         """The addresses of a host that may be reached, in the resolver's order.
@@ -50,31 +51,31 @@ class Resolver:
             found = future.result(max(timeout_s, 0))
         except TimeoutError:
             raise ItemFailure(Reason.TIMEOUT, f"{host}: the name is not resolved in time") from None
-        if isinstance(found, Exception):
-            raise ItemFailure(Reason.DNS, f"{host}: {found}") from found
-        return self._checked(host, found)
+        if isinstance(found, ItemFailure):
+            # Another for each caller; raising one in many threads would mix their tracebacks.
+            raise ItemFailure(found.reason, found.message)
+        return found
 
-    def _look_up(
-        self, host: str, port: int | None, future: "Future[list[Place] | OSError | ValueError]"
-    ) -> None:
+    def _look_up(self, host: str, port: int | None, future: "Future[_Found]") -> None:
         try:
             answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, ValueError) as error:
             # A name server that is out of order says nothing about the name.
             passes = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
             self._found.keep((host, port), future, 0 if passes else _LIFETIME_S)
-            future.set_result(error)
+            future.set_result(ItemFailure(Reason.DNS, f"{host}: {error}"))
         else:
-            future.set_result([(family, where) for family, _, _, _, where in answers])
+            found = [(family, where) for family, _, _, _, where in answers]
+            future.set_result(self._checked(host, found))
 
-    def _checked(self, host: str, found: list[Place]) -> list[Place]:
+    def _checked(self, host: str, found: list[Place]) -> _Found:
         if self._rules is None:
             return found
         refused = {where[0]: self._rules.refusal(str(where[0])) for _, where in found}
         checked = [(family, where) for family, where in found if not refused[where[0]]]
         if not checked:
             reasons = ", ".join(f"{address} ({kind})" for address, kind in refused.items())
-            raise ItemFailure(
+            return ItemFailure(
                 Reason.REFUSED_ADDRESS,
                 f"{host} is {reasons}; expected a public address, or its network in "
                 "--allow_private",

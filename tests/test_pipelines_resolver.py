@@ -1,4 +1,4 @@
-"""Names: looked up once, checked each time, kept for a while and in bounds."""
+"""Names: looked up and checked once, kept for a while and in bounds."""
 
 import socket
 import threading
