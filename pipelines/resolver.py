@@ -65,7 +65,7 @@ class Resolver:
             self._found.keep((host, port), future, 0 if passes else _LIFETIME_S)
             future.set_result(ItemFailure(Reason.DNS, f"{host}: {error}"))
         else:
-            found = [(family, where) for family, _, _, _, where in answers]
+            found: list[Place] = [(family, where) for family, _, _, _, where in answers]
             future.set_result(self._checked(host, found))
 
     def _checked(self, host: str, found: list[Place]) -> _Found:
