@@ -15,6 +15,10 @@ INSTALL_REQUIRES = [
     "pycocotools>=2.0.11",
     "pycocoevalcap>=1.2",
     "requests>=2.32",
+    # From 2.6 a compressed body is decompressed no further than it is read.
+    "urllib3>=2.6",
+    # From 0.7 a rule with wildcards is matched in linear time.
+    "protego>=0.7",
     "grpcio>=1.76",
     "grpcio-health-checking>=1.76",
     "grpcio-reflection>=1.76",

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TextIO
 
+from demo.web import ADDRESS
 from model.errors import CheckFailed
 
 _POLL_S = 0.2
@@ -113,10 +114,8 @@ class Stages:
 @contextmanager
 def _child(command: Sequence[str], log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     """A process that does not outlive the block."""
-    # Unbuffered, so that the log can be followed.
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
+        command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=_environment()
     )
     try:
         yield process
@@ -134,3 +133,11 @@ def _wait(process: subprocess.Popen[bytes], timeout_s: float) -> int | None:
         return process.wait(timeout_s)
     except subprocess.TimeoutExpired:
         return None
+
+
+def _environment() -> dict[str, str]:
+    # The demo's own servers are on this machine, whatever proxy leads out of it.
+    direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    no_proxy = f"{direct},{ADDRESS}" if direct else ADDRESS
+    # Unbuffered, so that the log can be followed.
+    return os.environ | {"PYTHONUNBUFFERED": "1", "no_proxy": no_proxy}

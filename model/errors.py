@@ -67,7 +67,11 @@ class Reason(StrEnum):
     TIMEOUT = "timeout"
     TOO_MANY_REDIRECTS = "too_many_redirects"
     HTTP_4XX = "http_4xx"
+    HTTP_429 = "http_429"
     HTTP_5XX = "http_5xx"
+    # The site's robots.txt, or the answer's X-Robots-Tag, asks to be left alone.
+    ROBOTS = "robots"
+    NOAI = "noai"
     # The model refused this image although its neighbours passed.
     MODEL_ERROR = "model_error"
 

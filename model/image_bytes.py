@@ -29,6 +29,10 @@ _TO_UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _PNG_BIT_DEPTH_OFFSET = 24
+# Text has none of these bytes (https://mimesniff.spec.whatwg.org/#binary-data-byte); the header of
+# each format has some.
+_BINARY_BYTES = bytes(sorted({*range(0x20)} - {*b"\t\n\f\r\x1b"}))
+_SNIFFED_BYTES = 512
 # Pillow remarks on odd metadata on stderr, where a million images would drown our one line; only
 # a gigapixel header matters, and that is a failure.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -89,6 +93,9 @@ def canonicalise(
         raise ItemFailure(
             Reason.TOO_MANY_BYTES, f"expected at most {limits.max_bytes} bytes, got more"
         )
+    if _is_text(data):
+        # A page may begin as an image does: "BMW", "GIF89a is …".
+        raise _no_image(data)
     with _open(data) as image:
         _check_size(image, limits)
         return _convert(image, data, read_pixels)
@@ -98,15 +105,24 @@ def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise ItemFailure(
-            Reason.NOT_AN_IMAGE,
-            f"starts with {data[:12]!r}, expected one of {', '.join(FORMATS)}",
-        ) from error
+        raise _no_image(data) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ItemFailure(Reason.TOO_MANY_PIXELS, str(error)) from error
     # Pillow's parsers raise whatever a corrupt header makes them raise.
     except Exception as error:
         raise ItemFailure(Reason.DECODE, f"unreadable header: {error}") from error
+
+
+def _is_text(data: bytes) -> bool:
+    head = data[:_SNIFFED_BYTES]
+    return len(head.translate(None, _BINARY_BYTES)) == len(head)
+
+
+def _no_image(data: bytes) -> ItemFailure:
+    expected = ", ".join(FORMATS)
+    return ItemFailure(
+        Reason.NOT_AN_IMAGE, f"starts with {data[:12]!r}, expected one of {expected}"
+    )
 
 
 def _check_size(image: Image.Image, limits: Limits) -> None:

@@ -26,6 +26,9 @@ ADVICE = MappingProxyType(
         Reason.TIMEOUT: "try again when the servers are less busy",
         Reason.TOO_MANY_REDIRECTS: "list the URLs that they lead to",
         Reason.HTTP_4XX: "see in a browser whether the pictures are still there",
+        Reason.HTTP_429: "try again with a lower --host_rate",
+        Reason.ROBOTS: "ask the site's owner, or take the images from elsewhere",
+        Reason.NOAI: "ask the site's owner, or take the images from elsewhere",
         Reason.HTTP_5XX: "try again when the servers have recovered",
         Reason.MODEL_ERROR: "see the server's log",
     }

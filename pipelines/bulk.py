@@ -14,14 +14,15 @@ OUTPUT holds captions-*.jsonl, failures-*.jsonl and, once everything is accounte
 summary.json, whose ledger says inputs = captioned + failed (by reason) + skipped.
 
 The same command again goes on where it stopped. A URL that leads to a loopback, private or
-link-local address fails unless --allow_private names its network. Flags of Beam
-(--runner=…) are passed on.
+link-local address fails unless --allow_private names its network; so does one that its site's
+robots.txt forbids, unless --ignore_robots is given. Flags of Beam (--runner=…) are passed on.
 """
 
 import argparse
 
 from model.errors import InvalidInput
 from model.startup import import_tensorflow
+from pipelines import fetch_settings
 from pipelines.balance import check_failure_rate
 from pipelines.bulk_job import CAPTIONS_FILE, FAILURES_FILE, BulkConfig, caption_all
 from pipelines.caption_rows import Asked
@@ -58,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="COLUMN",
         help="of a manifest: what stands in the rows as well (default: all others, but bytes)",
     )
-    flags.add_allow_private(parser)
+    fetch_settings.add_arguments(parser)
     parser.add_argument(
         "--retry_failed",
         metavar="REASON[,…]",
@@ -96,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     """Captions everything; raises CheckFailed (exit 1) when too many failed."""
     config = BulkConfig(
         args.output,
-        tuple(args.allow_private),
+        fetch_settings.from_arguments(args),
         args.batch_size,
         args.shard_size,
         args.max_failure_rate,

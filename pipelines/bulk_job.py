@@ -4,18 +4,20 @@ What is heavy is imported inside the functions: the command reads its defaults f
 must answer a wrong flag at once.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from model.errors import InvalidInput, Reason
 from pipelines.caption_rows import Asked
+from pipelines.fetch_settings import FetchSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from pipelines.captioning import Clients
+    from pipelines.columns import Columns
     from pipelines.ledger import Ledger
-    from pipelines.sources import Columns
+    from pipelines.partition import Partition
 
 CAPTIONS_FILE = "captions-{name}.jsonl"
 FAILURES_FILE = "failures-{name}.jsonl"
@@ -27,7 +29,7 @@ class BulkConfig:
 
     Attributes:
       output: OUTPUT directory.
-      allow_private: networks that URLs may lead to although they are not public.
+      fetch: how URLs are read.
       batch_size: images in one request.
       shard_size: images in one shard, about; of the first run, for as long as its rows last.
       max_failure_rate: failed ÷ all images above which the job does not pass.
@@ -39,7 +41,7 @@ class BulkConfig:
     """
 
     output: str
-    allow_private: tuple[str, ...] = ()
+    fetch: FetchSettings = field(default_factory=FetchSettings)
     batch_size: int = 32
     shard_size: int = 512
     max_failure_rate: float = 0.1
@@ -86,9 +88,32 @@ def caption_all(
       CaptionbeamError: the input, the output or the model cannot be used; the model failed;
         the ledger does not balance.
     """
-    from pipelines.addresses import AddressRules
     from pipelines.apart import check_apart
-    from pipelines.bulk_plan import Taken, plan
+    from pipelines.bulk_plan import Taken
+    from pipelines.fetch_order import is_url
+    from pipelines.partition import Partition
+    from pipelines.proxies import Proxies
+    from pipelines.runner import check_beam_args
+    from pipelines.sources import Sources
+
+    check_beam_args(beam_args, config.output)
+    inputs = [inputs] if isinstance(inputs, str) else inputs
+    for where in inputs:
+        check_apart(where, config.output)
+    taken = Taken(Sources(inputs, columns), config.limit, config.sample)
+    with Partition(taken) as images:
+        Proxies(config.fetch.allow_proxy).check(filter(is_url, images.sources()))
+        return _caption(images, taken.skipped, clients, config, beam_args)
+
+
+def _caption(
+    images: "Partition",
+    skipped: "Mapping[str, int]",
+    clients: "Clients",
+    config: BulkConfig,
+    beam_args: "Sequence[str]",
+) -> "Ledger":
+    from pipelines.bulk_plan import plan
     from pipelines.captioning import CaptionSettings, CaptionShard
     from pipelines.job_plan import delete_old_specs
     from pipelines.jobs import Job
@@ -99,44 +124,28 @@ def caption_all(
         is_complete,
         read_ledger,
     )
-    from pipelines.partition import Partition
-    from pipelines.runner import check_beam_args
     from pipelines.shards import hold_output, run_job
-    from pipelines.sources import Sources
 
-    check_beam_args(beam_args, config.output)
-    AddressRules(config.allow_private)
-    inputs = [inputs] if isinstance(inputs, str) else inputs
-    for where in inputs:
-        check_apart(where, config.output)
-    taken = Taken(Sources(inputs, columns), config.limit, config.sample)
-    with Partition(taken) as partition, clients.open() as client:
+    job = Job("bulk", config.output, CAPTIONS_FILE, FAILURES_FILE, published=SUMMARY_FILE)
+    with clients.open() as client:
         name, version = client.model
         config.asked.check(client.check())
         settings = CaptionSettings(
-            name,
-            version,
-            config.batch_size,
-            config.allow_private,
-            config.asked,
-            config.dedupe,
-            config.retry,
+            model_name=name,
+            model_version=version,
+            batch_size=config.batch_size,
+            fetch=config.fetch,
+            asked=config.asked,
+            dedupe=config.dedupe,
+            retry=config.retry,
         )
-        job = Job(
-            "bulk",
-            config.output,
-            CAPTIONS_FILE,
-            FAILURES_FILE,
-            published=SUMMARY_FILE,
-            amendable=True,
-        )
-        with hold_output(job, beam_args) as job:
-            job = plan(job, partition, settings, config.shard_size)
+        with hold_output(replace(job, amendable=True), beam_args) as job:
+            job = plan(job, images, settings, config.shard_size)
             if is_complete(job):
                 print(f"{config.output} is complete; nothing to do")
             else:
                 work = CaptionShard(clients.pinned(version), settings)
-                publish = WriteSummary(job, taken.skipped, {"name": name, "version": version})
+                publish = WriteSummary(job, skipped, {"name": name, "version": version})
                 counted = run_job(job, work, publish, beam_args)
                 check_counted(read_ledger(job), counted)
             delete_old_specs(job)

@@ -19,10 +19,11 @@ from pipelines.clients import Clients
 from pipelines.columns import CARRIED
 from pipelines.crashes import CarefulDecoder, Decode, begun
 from pipelines.earlier import Row, RowSink
-from pipelines.fetch import Fetcher
+from pipelines.fetch import Fetcher, process_fetcher
+from pipelines.fetch_order import is_url, spread_hosts
+from pipelines.fetch_settings import FetchSettings
 from pipelines.image_files import read_item
 from pipelines.jobs import Item
-from pipelines.listing import scheme
 from pipelines.read_ahead import batches, read_ahead
 from pipelines.sink import Sink
 from serving.client import Client
@@ -44,7 +45,7 @@ class CaptionSettings:
       model_name: name of the model that must answer.
       model_version: its version.
       batch_size: images in one request.
-      allow_private: networks that URLs may lead to although they are not public.
+      fetch: how URLs are read.
       asked: what a row says besides the caption.
       dedupe: send images of the same bytes once.
       retry: reasons of an earlier run's failures to try again.
@@ -53,7 +54,7 @@ class CaptionSettings:
     model_name: str
     model_version: int
     batch_size: int = 32
-    allow_private: tuple[str, ...] = ()
+    fetch: FetchSettings = field(default_factory=FetchSettings)
     asked: Asked = field(default_factory=Asked)
     dedupe: bool = False
     retry: frozenset[str] = frozenset()
@@ -100,6 +101,7 @@ class CaptionShard:
           ServerUnavailable, ServerError: the rest of the shard cannot be captioned.
           InvalidInput: another version of the model answers than at the start.
         """
+        items = spread_hosts(items)
         rows = RowSink(sink, items, self._is_current, self._settings.asked.counts)
         if rows.waiting:
             # Once loaded, a model stays so for the next shard.
@@ -130,10 +132,13 @@ class CaptionShard:
     ) -> Iterator[tuple[Item, _Read, _Outcome | None]]:
         """Every item, what was read, and the model's answer where it was asked."""
         settings = self._settings
-        with self._client() as client, Fetcher(allow_private=settings.allow_private) as fetcher:
-            ahead = settings.batch_size * _BATCHES_AHEAD
+        load = partial(_load, process_fetcher(settings.fetch), decode)
+        ahead = settings.batch_size * _BATCHES_AHEAD
+        # Whoever waits for a host has a thread of its own, and holds up nobody else.
+        threads = ahead if any(is_url(str(item["source"])) for item in items) else _READ_THREADS
+        with self._client() as client:
             images: Iterable[tuple[Item, _Read]] = read_ahead(
-                items, partial(_load, fetcher, decode), threads=_READ_THREADS, ahead=ahead
+                items, load, threads=threads, ahead=ahead
             )
             if settings.dedupe:
                 images = _once(images)
@@ -217,7 +222,6 @@ def _load(fetcher: Fetcher, decode: Decode, item: Item) -> _Image:
     source = str(item["source"])
     if not source:
         raise ItemFailure(Reason.INVALID_URL, "an empty cell, expected a URL or a path")
-    is_url = scheme(source) in ("http", "https")
-    data = fetcher.fetch(source) if is_url else read_item(item)
+    data = fetcher.fetch(source) if is_url(source) else read_item(item)
     image = decode(data)
     return _Image(hashlib.sha256(data).hexdigest(), image.width, image.height, image.data)

@@ -1,66 +1,71 @@
 """The one guarded way to read a URL: public addresses only, bounded in bytes and in time.
 
 The address is checked in the connection itself (pipelines/guarded_http), on every connect and
-every redirect. Nothing is taken from the environment (proxies, .netrc), no cookie is kept and
-no credential is sent.
+every redirect. A proxy of the environment is used only where it is asked for; nothing else is
+taken from there (.netrc), no cookie is kept and no credential is sent. Each request waits for its
+turn at the host, and asks for nothing that the site's robots.txt forbids.
 """
 
-import random
-import time
-from collections.abc import Sequence
+import threading
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
 from typing import Self
-from urllib.parse import urljoin
 
 import requests
 import urllib3
 
 from model.errors import ItemFailure, Reason
 from model.image_bytes import Limits
+from pipelines import robots, urls
 from pipelines.addresses import AddressRules
+from pipelines.budget import Budget
+from pipelines.fetch_settings import FetchSettings
 from pipelines.guarded_http import GuardedAdapter
+from pipelines.host_turns import MAX_WAIT_S, HostTurns
+from pipelines.http_answers import REDIRECTS, TransientFailure, check_status, location, read_body
+from pipelines.proxies import Proxies
+from pipelines.resolver import Resolver
+from serving.retry import Clock, Retries
 
-DEFAULT_TIMEOUT_S = 30.0
-MAX_REDIRECTS = 5
-# Upper bounds of the pauses before the second and the third try; the pause is uniform below.
-_PAUSE_BOUNDS_S = (0.25, 0.5)
-_CHUNK_BYTES = 64 * 2**10
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_BASE_PAUSE_S = 0.25
 
 
-class _TransientFailure(ItemFailure):
-    """May pass when asked again."""
+@dataclass(frozen=True)
+class _Wanted:
+    """What is read: an image, or a robots.txt, which needs no leave and is cut at its cap."""
+
+    max_bytes: int
+    is_image: bool
 
 
 class Fetcher:
     """Reads URLs; safe to call from many threads. Holds connections: close it."""
 
-    def __init__(
-        self,
-        *,
-        allow_private: Sequence[str] = (),
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        max_bytes: int | None = None,
-        max_redirects: int = MAX_REDIRECTS,
-    ) -> None:
+    def __init__(self, settings: FetchSettings | None = None, clock: Clock | None = None) -> None:
         """Keeps the settings; nothing is connected.
 
         Args:
-          allow_private: networks that may be reached although they are not public.
-          timeout_s: seconds for one URL, with its redirects and retries.
-          max_bytes: largest body; that of `model.image_bytes.Limits` when omitted.
-          max_redirects: how many are followed.
-
-        Raises:
-          InvalidInput: `allow_private` names something that is no network.
+          settings: what may be read, and how politely.
+          clock: time and chance.
         """
-        self._timeout_s = timeout_s
-        self._max_bytes = Limits().max_bytes if max_bytes is None else max_bytes
-        self._max_redirects = max_redirects
-        self._adapter = GuardedAdapter(AddressRules(allow_private), self._max_bytes)
+        self._settings = settings = settings or FetchSettings()
+        self._clock = clock = clock or Clock()
+        max_bytes = settings.max_bytes or Limits().max_bytes
+        self._image = _Wanted(max_bytes, is_image=True)
+        self._rules = _Wanted(robots.MAX_ROBOTS_BYTES, is_image=False)
+        self._proxies = Proxies(settings.allow_proxy)
+        self._resolver = Resolver(AddressRules(settings.allow_private), clock.now_s)
+        self._turns = HostTurns(settings.host_connections, settings.host_rate, clock)
+        self._robots = robots.Robots(
+            lambda url: self._read(url, self._rules), clock.now_s, MAX_WAIT_S
+        )
+        self._adapter = GuardedAdapter(self._resolver, max(max_bytes, self._rules.max_bytes))
+        self._retries = Retries(attempts=settings.url_retries + 1, base_s=_BASE_PAUSE_S)
         self._headers = {
-            "User-Agent": f"captionbeam/{_version()}",
+            "User-Agent": f"{robots.PRODUCT}/{_version()}",
             "Accept": "image/*,*/*;q=0.8",
             "Accept-Encoding": "identity",
         }
@@ -85,132 +90,129 @@ class Fetcher:
     def fetch(self, url: str) -> bytes:
         """Reads the whole body of an http or https URL.
 
-        Connection errors and 5xx answers are tried again, twice at most.
+        Connection errors, 429 and 5xx answers are tried again, after the pause that the server
+        asks for.
 
         Raises:
           ItemFailure: INVALID_URL, REFUSED_ADDRESS, DNS, CONNECTION, TIMEOUT,
-            TOO_MANY_REDIRECTS, HTTP_4XX, HTTP_5XX, TOO_MANY_BYTES or EMPTY.
+            TOO_MANY_REDIRECTS, HTTP_4XX, HTTP_429, HTTP_5XX, ROBOTS, NOAI, TOO_MANY_BYTES or
+            EMPTY.
+          InvalidInput: the environment names a proxy that cannot be used.
         """
-        deadline_s = time.monotonic() + self._timeout_s
-        for bound_s in _PAUSE_BOUNDS_S:
-            try:
-                return self._follow(url, deadline_s)
-            except _TransientFailure as failure:
-                pause_s = random.uniform(0, bound_s)
-                if time.monotonic() + pause_s >= deadline_s:
-                    raise failure
-                time.sleep(pause_s)
-        return self._follow(url, deadline_s)
+        return self._read(url, self._image)
 
-    def _follow(self, url: str, deadline_s: float) -> bytes:
-        for _ in range(self._max_redirects + 1):
-            request = _prepare(url, self._headers)
-            remaining_s = deadline_s - time.monotonic()
-            if remaining_s <= 0:
-                raise ItemFailure(Reason.TIMEOUT, f"no answer within {self._timeout_s:g} s")
-            found = self._try(request, remaining_s)
+    def _read(self, url: str, wanted: _Wanted) -> bytes:
+        budget = Budget(self._settings.url_timeout_s, self._clock)
+        attempt = 0
+        while True:
+            try:
+                return self._follow(url, wanted, budget)
+            except TransientFailure as failure:
+                pause_s = self._clock.uniform() * self._retries.bound_s(attempt)
+                pause_s += failure.retry_after_s
+                if self._retries.is_last(attempt) or pause_s >= budget.left_s():
+                    raise
+            self._clock.sleep(pause_s)
+            attempt += 1
+
+    def _follow(self, url: str, wanted: _Wanted, budget: Budget) -> bytes:
+        for _ in range(self._settings.max_redirects + 1):
+            request = urls.prepare(url, self._headers)
+            found = self._visit(request, wanted, budget)
             if isinstance(found, bytes):
                 return found
-            url = _join(str(request.url), found)
+            url = urls.join(str(request.url), found)
         raise ItemFailure(
-            Reason.TOO_MANY_REDIRECTS, f"more than {self._max_redirects} redirects; the next: {url}"
+            Reason.TOO_MANY_REDIRECTS,
+            f"more than {self._settings.max_redirects} redirects; the next: {url}",
         )
 
-    def _try(self, request: requests.PreparedRequest, remaining_s: float) -> bytes | str:
+    def _visit(
+        self, request: requests.PreparedRequest, wanted: _Wanted, budget: Budget
+    ) -> bytes | str:
+        """What `_ask` returns, when it may be asked and its turn has come."""
+        url, (host, port) = str(request.url), urls.place(request)
+        proxy = self._proxies.find(url)
+        if proxy is None:
+            # Before the turn: what cannot be reached at all must not wait for it.
+            self._resolver.find(host, port, budget.left_s())
+        if wanted.is_image and not self._settings.ignore_robots:
+            with budget.stopped():
+                self._robots.check(url)
+        with ExitStack() as stack:
+            with budget.stopped():
+                stack.enter_context(self._turns.turn(host))
+            try:
+                return self._try(request, wanted, budget, proxy)
+            except TransientFailure as failure:
+                if 0 < failure.retry_after_s < budget.left_s():
+                    self._turns.hold(host, failure.retry_after_s)
+                raise
+
+    def _try(
+        self,
+        request: requests.PreparedRequest,
+        wanted: _Wanted,
+        budget: Budget,
+        proxy: str | None,
+    ) -> bytes | str:
         """What `_ask` returns; whatever a server may do becomes an ItemFailure."""
+        left_s = budget.left_s()
+        if left_s <= 0:
+            raise ItemFailure(Reason.TIMEOUT, f"no answer within {budget.timeout_s:g} s")
         try:
-            return self._ask(request, remaining_s)
+            return self._ask(request, wanted, left_s, proxy)
         except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
-            raise ItemFailure(Reason.TIMEOUT, f"not done within {self._timeout_s:g} s") from error
+            raise ItemFailure(Reason.TIMEOUT, f"not done within {budget.timeout_s:g} s") from error
         # A certificate stays as it is; asking again cannot help.
         except (requests.exceptions.SSLError, urllib3.exceptions.SSLError) as error:
             raise ItemFailure(Reason.CONNECTION, f"TLS: {_cause(error)}") from error
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            raise _TransientFailure(Reason.CONNECTION, _cause(error)) from error
+            raise TransientFailure(Reason.CONNECTION, _cause(error)) from error
         # Headers that the libraries below parse without a guard.
         except ValueError as error:
             raise ItemFailure(Reason.CONNECTION, f"an unusable answer: {error}") from error
 
-    def _ask(self, request: requests.PreparedRequest, remaining_s: float) -> bytes | str:
+    def _ask(
+        self,
+        request: requests.PreparedRequest,
+        wanted: _Wanted,
+        left_s: float,
+        proxy: str | None,
+    ) -> bytes | str:
         """The body, or the address that a redirect gives."""
-        timeout = urllib3.Timeout(total=remaining_s)
         # Through the adapter: a Session would add cookies, .netrc and proxies.
-        response = self._adapter.send(request, stream=True, timeout=timeout)  # type: ignore[arg-type]
+        response = self._adapter.send(
+            request,
+            stream=True,
+            timeout=urllib3.Timeout(total=left_s),  # type: ignore[arg-type]
+            proxies={"all": proxy} if proxy else None,
+        )
         try:
-            if response.status_code in _REDIRECTS:
-                return _location(response)
-            _check_status(response)
-            return self._read(response.raw)
+            if response.status_code in REDIRECTS:
+                return location(response)
+            check_status(response)
+            if wanted.is_image and not self._settings.ignore_noai:
+                robots.check_noai(response.raw.headers.getlist("X-Robots-Tag"))
+            return read_body(response.raw, wanted.max_bytes, cut=not wanted.is_image)
         finally:
             response.close()
 
-    def _read(self, raw: urllib3.HTTPResponse) -> bytes:
-        if _announced_bytes(raw) > self._max_bytes:
-            raise _too_many_bytes(f"over {self._max_bytes}", self._max_bytes)
-        body = bytearray()
-        for chunk in raw.stream(_CHUNK_BYTES, decode_content=True):
-            body += chunk
-            if len(body) > self._max_bytes:
-                raise _too_many_bytes(f"over {self._max_bytes}", self._max_bytes)
-        if not body:
-            raise ItemFailure(Reason.EMPTY, "a body of 0 bytes, expected an image")
-        return bytes(body)
+
+_one_at_a_time = threading.Lock()
 
 
-def _prepare(url: str, headers: dict[str, str]) -> requests.PreparedRequest:
-    # `urljoin` drops tabs and line ends silently, and a server would see another URL.
-    if any(character < " " or character == "\x7f" for character in url):
-        raise ItemFailure(Reason.INVALID_URL, f"{url!r} has control characters")
-    try:
-        request = requests.Request("GET", url, headers=headers).prepare()
-        parsed = urllib3.util.parse_url(str(request.url))
-    except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
-        raise ItemFailure(Reason.INVALID_URL, f"{url!r}: {error}") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ItemFailure(Reason.INVALID_URL, f"{url!r}: expected http://… or https://…")
-    if parsed.auth is not None:
-        raise ItemFailure(Reason.INVALID_URL, "has a user name; credentials are never sent")
-    return request
+def process_fetcher(settings: FetchSettings) -> Fetcher:
+    """The fetcher that all threads of this process share, and with it the turns at each host,
+    the names that were looked up and the robots.txt that were read.
+    """
+    with _one_at_a_time:
+        return _make_fetcher(settings)
 
 
-def _location(response: requests.Response) -> str:
-    # Header bytes reach us as Latin-1; addresses are UTF-8.
-    location = response.headers.get("Location", "").encode("latin-1").decode("utf-8", "replace")
-    if not location:
-        raise ItemFailure(Reason.INVALID_URL, f"{response.status_code} without a Location")
-    return location
-
-
-def _join(base: str, location: str) -> str:
-    try:
-        return urljoin(base, location)
-    except ValueError as error:
-        raise ItemFailure(Reason.INVALID_URL, f"redirected to {location!r}: {error}") from error
-
-
-def _announced_bytes(raw: urllib3.HTTPResponse) -> float:
-    """The size that the headers give; 0 when they give none."""
-    announced = raw.headers.get("Content-Length", "")
-    if not (announced.isascii() and announced.isdecimal()):
-        return 0
-    # As a float, since `int` refuses thousands of digits; they become infinity.
-    return float(announced)
-
-
-def _check_status(response: requests.Response) -> None:
-    status = response.status_code
-    said = f"{status} {response.reason}"
-    if 200 <= status < 300:
-        return
-    if 400 <= status < 500:
-        raise ItemFailure(Reason.HTTP_4XX, said)
-    if 500 <= status < 600:
-        raise _TransientFailure(Reason.HTTP_5XX, said)
-    raise ItemFailure(Reason.CONNECTION, f"{said}: expected 200")
-
-
-def _too_many_bytes(got: str, expected: int) -> ItemFailure:
-    return ItemFailure(Reason.TOO_MANY_BYTES, f"{got} bytes, expected at most {expected}")
+@lru_cache(maxsize=1)
+def _make_fetcher(settings: FetchSettings) -> Fetcher:
+    return Fetcher(settings)
 
 
 def _cause(error: BaseException) -> str:

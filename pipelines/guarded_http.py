@@ -1,14 +1,12 @@
 """HTTP connections that reach checked addresses only and end when their time is over.
 
-A name is resolved once, its addresses are checked, and the socket goes to a checked address,
-so a name that resolves differently a moment later (DNS rebinding) changes nothing.
+The socket goes to an address that was checked (pipelines/resolver), so a name that resolves
+differently a moment later (DNS rebinding) changes nothing.
 """
 
 import http.client
 import io
-import queue
 import socket
-import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,7 +17,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from model.errors import ItemFailure, Reason
-from pipelines.addresses import AddressRules
+from pipelines.resolver import Place, Resolver
 
 # Headers and the framing of chunks come on top of the body.
 _MAX_FRAMING_BYTES = 2**20
@@ -27,29 +25,38 @@ _POOL_SIZE = 64
 
 
 class GuardedAdapter(HTTPAdapter):
-    """Connects through `_GuardedConnection`, never through a proxy."""
+    """Connects through `_GuardedConnection`; to a proxy, which finds the way itself, unchecked."""
 
-    def __init__(self, rules: AddressRules, max_bytes: int) -> None:
-        self._guard: dict[str, Any] = {"rules": rules, "max_bytes": max_bytes}
+    def __init__(self, resolver: Resolver, max_bytes: int) -> None:
+        self._resolver, self._max_bytes = resolver, max_bytes
+        self._unchecked = Resolver(None)
         super().__init__(pool_connections=_POOL_SIZE, pool_maxsize=_POOL_SIZE)
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         super().init_poolmanager(*args, **options)
-        self.poolmanager.pool_classes_by_scheme = {
-            "http": partial(self._pool, urllib3.HTTPConnectionPool, _GuardedHTTP),
-            "https": partial(self._pool, urllib3.HTTPSConnectionPool, _GuardedHTTPS),
-        }
+        self._guard(self.poolmanager, self._resolver)
 
-    def _pool(
-        self,
-        pool_class: Callable[..., Any],
-        connection: Callable[..., Any],
-        *where: Any,
-        **options: Any,
-    ) -> Any:
-        pool = pool_class(*where, **options)
-        pool.ConnectionCls = partial(connection, **self._guard)
-        return pool
+    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
+        manager = super().proxy_manager_for(proxy, **options)
+        self._guard(manager, self._unchecked)
+        return manager
+
+    # A manager takes functions for its pool classes, whatever its annotation says.
+    def _guard(self, manager: Any, resolver: Resolver) -> None:
+        def pool(
+            pool_class: Callable[..., Any],
+            connection: Callable[..., Any],
+            *where: Any,
+            **options: Any,
+        ) -> Any:
+            made = pool_class(*where, **options)
+            made.ConnectionCls = partial(connection, resolver=resolver, max_bytes=self._max_bytes)
+            return made
+
+        manager.pool_classes_by_scheme = {
+            "http": partial(pool, urllib3.HTTPConnectionPool, _GuardedHTTP),
+            "https": partial(pool, urllib3.HTTPSConnectionPool, _GuardedHTTPS),
+        }
 
 
 class _GuardedConnection(HTTPConnection):
@@ -59,28 +66,19 @@ class _GuardedConnection(HTTPConnection):
     it reads.
     """
 
-    def __init__(self, *args: Any, rules: AddressRules, max_bytes: int, **options: Any) -> None:
+    def __init__(self, *args: Any, resolver: Resolver, max_bytes: int, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._rules = rules
+        self._resolver = resolver
         self._max_wire_bytes = max_bytes + _MAX_FRAMING_BYTES
 
     def _new_conn(self) -> socket.socket:
         deadline_s = time.monotonic() + float(self.timeout or 0)
-        found = _resolve(self._dns_host, self.port, deadline_s)
-        refused = {where[0]: self._rules.refusal(str(where[0])) for _, where in found}
-        checked = [(family, where) for family, where in found if not refused[where[0]]]
-        if not checked:
-            reasons = ", ".join(f"{address} ({kind})" for address, kind in refused.items())
-            raise ItemFailure(
-                Reason.REFUSED_ADDRESS,
-                f"{self.host} is {reasons}; expected a public address, or its network in "
-                "--allow_private",
-            )
-        return self._connect_one(checked, deadline_s)
+        # A proxy's answer to CONNECT is read with it; that of the last answer has its deadline.
+        self.response_class = http.client.HTTPResponse
+        found = self._resolver.find(self._dns_host, self.port, float(self.timeout or 0))
+        return self._connect_one(found, deadline_s)
 
-    def _connect_one(
-        self, checked: Sequence[tuple[socket.AddressFamily, Any]], deadline_s: float
-    ) -> socket.socket:
+    def _connect_one(self, checked: Sequence[Place], deadline_s: float) -> socket.socket:
         error: OSError = TimeoutError("no time left to connect")
         for family, where in checked:
             connection = socket.socket(family, socket.SOCK_STREAM)
@@ -154,29 +152,6 @@ class _BoundedReader(io.RawIOBase):
     def close(self) -> None:
         self._raw.close()
         super().close()
-
-
-def _resolve(
-    host: str, port: int | None, deadline_s: float
-) -> list[tuple[socket.AddressFamily, Any]]:
-    """Family and socket address of every answer, in the resolver's order."""
-    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-    def look_up() -> None:
-        try:
-            answers.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except (OSError, ValueError) as error:
-            answers.put(error)
-
-    # The resolver knows no deadline; a thread of its own can be left behind.
-    threading.Thread(target=look_up, name="resolve", daemon=True).start()
-    try:
-        found = answers.get(timeout=max(deadline_s - time.monotonic(), 0))
-    except queue.Empty:
-        raise ItemFailure(Reason.TIMEOUT, f"{host}: the name is not resolved in time") from None
-    if isinstance(found, Exception):
-        raise ItemFailure(Reason.DNS, f"{host}: {found}") from found
-    return [(family, where) for family, _, _, _, where in found]
 
 
 def _remaining(deadline_s: float) -> float:

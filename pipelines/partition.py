@@ -89,6 +89,13 @@ class Partition:
                 yield sorted(unique(found), key=lambda item: str(item["key"]))
             begun = ended
 
+    def sources(self) -> Iterator[str]:
+        """The sources of all items, in no order that means anything."""
+        for number in range(_FILES):
+            for line in self._lines(number):
+                item, _ = json.loads(line[_HASH_DIGITS:].decode())
+                yield item["source"]
+
     def _spool(self, found: Iterable[Found]) -> None:
         pieces: dict[int, list[bytes]] = defaultdict(list)
         waiting = 0

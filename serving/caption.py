@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from model.errors import InvalidInput, ItemFailure, Reason
 from model.startup import import_tensorflow
+from pipelines import fetch_settings
 from serving import flags
 
 if TYPE_CHECKING:
@@ -39,12 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--explain", metavar="DIR", type=Path, help="draw where the model looked at each word"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    flags.add_allow_private(parser)
+    fetch_settings.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Captions every image; 1 if one failed. Raises CaptionbeamError for model or server."""
-    target = flags.target(args)
+    target, settings = flags.target(args), fetch_settings.from_arguments(args)
     import_tensorflow()
     from serving.client import connect_to
 
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     failed = 0
     with (
         connect_to(target) as client,
-        _Reader(args.allow_private) as reader,
+        _Reader(settings) as reader,
     ):
         for row in caption_each(args.images, client, reader, pictures):
             report(row)
@@ -115,8 +116,8 @@ def _found(outcome: _Result | ItemFailure) -> _Result:
 class _Reader:
     """Reads files and, through the one guarded way, URLs."""
 
-    def __init__(self, allow_private: Sequence[str]) -> None:
-        self._allow_private = allow_private
+    def __init__(self, settings: fetch_settings.FetchSettings) -> None:
+        self._settings = settings
         self._fetcher: Any = None
         self._open = ExitStack()
 
@@ -132,7 +133,7 @@ class _Reader:
         if self._fetcher is None:
             from pipelines.fetch import Fetcher
 
-            self._fetcher = self._open.enter_context(Fetcher(allow_private=self._allow_private))
+            self._fetcher = self._open.enter_context(Fetcher(self._settings))
         return bytes(self._fetcher.fetch(source))
 
 

@@ -1,4 +1,4 @@
-"""Flags that several commands share: where captions come from, and which URLs may be read."""
+"""Flags that several commands share: where captions come from."""
 
 import argparse
 from typing import Any
@@ -65,15 +65,3 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
     if given and args.server is None:
         raise without_server(*next(iter(given.items())))
     return given
-
-
-def add_allow_private(parser: argparse.ArgumentParser) -> None:
-    """Declare --allow_private."""
-    parser.add_argument(
-        "--allow_private",
-        metavar="NETWORK",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="private networks that URLs may lead to, such as 127.0.0.0/8",
-    )

@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "model": FOR_ALL | {"model"},
     "pipelines": FOR_ALL
     | {"pipelines", "serving.client", "serving.contract", "serving.errors", "serving.flags"}
+    | {"serving.retry"}
     | {
         f"model.{name}"
         for name in ("image_bytes", "preprocessing", "encoder", "resnet50", "runtimes")
@@ -36,7 +37,8 @@ MAY_IMPORT = {
     "serving": FOR_ALL | {"serving", "model.image_bytes", "model.figures"},
     # The one guarded way to read a URL.
     "serving/caption.py": FOR_ALL
-    | {"serving", "model.image_bytes", "model.figures", "pipelines.fetch"},
+    | {"serving", "model.image_bytes", "model.figures"}
+    | {"pipelines.fetch", "pipelines.fetch_settings"},
     "demo": FOR_ALL | {"demo", "model.vocabulary"},
 }
 

@@ -200,6 +200,15 @@ def test_of_an_mpo_the_first_picture_is_taken() -> None:
     [
         (b"", Reason.EMPTY),
         (b"<!DOCTYPE html><html>404</html>", Reason.NOT_AN_IMAGE),
+        (b"\xef\xbb\xbf\r\n <HTML><body>", Reason.NOT_AN_IMAGE),
+        (b"BMW, a maker of cars, is not found here.", Reason.NOT_AN_IMAGE),
+        (b"GIF89a is how a GIF begins, and this is a page.", Reason.NOT_AN_IMAGE),
+        (b"BMW" * 1000 + b"\0", Reason.NOT_AN_IMAGE),
+        # What begins as an image and is binary is a broken one.
+        (b"BM" + bytes(range(100)), Reason.DECODE),
+        (b'{"error": "not found"}', Reason.NOT_AN_IMAGE),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", Reason.NOT_AN_IMAGE),
+        (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n\0\0", Reason.NOT_AN_IMAGE),
         (b"\0" * 1000, Reason.NOT_AN_IMAGE),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", Reason.NOT_AN_IMAGE),
         (encode(corners(), "PPM"), Reason.NOT_AN_IMAGE),

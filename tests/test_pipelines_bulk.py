@@ -22,6 +22,7 @@ from pipelines import bulk
 from pipelines.bulk_job import BulkConfig, caption_all
 from pipelines.clients import Clients, Target
 from pipelines.columns import Columns
+from pipelines.fetch_settings import FetchSettings
 from pipelines.ledger import Ledger
 from tests.bulk_fixtures import (
     NAME,
@@ -199,7 +200,8 @@ def test_a_manifest_of_urls_gives_the_captions_of_the_files(tmp_path: Path) -> N
         lines = [json.dumps({"url": f"{base}/{name}", "id": name}) for name in keys_of(photos)]
         lines.append(json.dumps({"url": f"{base}/none.png", "id": "none"}))
         (tmp_path / "urls.jsonl").write_text("\n".join(lines))
-        config = replace(SMALL, output=str(tmp_path / "urls"), allow_private=("127.0.0.1/32",))
+        fetch = FetchSettings(allow_private=("127.0.0.1/32",), host_rate=0)
+        config = replace(SMALL, output=str(tmp_path / "urls"), fetch=fetch)
         clients = Clients(Target("models/fake", None, NAME), connect_fake)
         ledger = caption_all(str(tmp_path / "urls.jsonl"), Columns(id="id"), clients, config)
         server.shutdown()
@@ -209,6 +211,20 @@ def test_a_manifest_of_urls_gives_the_captions_of_the_files(tmp_path: Path) -> N
 
 def keys_of(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
+
+
+def test_a_proxy_is_refused_before_the_model_is_asked_unless_no_url_needs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "inside.test")
+    manifest = tmp_path / "urls.txt"
+    manifest.write_text("http://inside.test/a.png\nhttp://site.test/a.png\n")
+    with pytest.raises(InvalidInput, match="--allow_proxy"):
+        caption(manifest, tmp_path / "out")
+    assert World.connects == 0
+    assert not (tmp_path / "out").exists()
+    assert caption(write_photos(tmp_path / "in", 2), tmp_path / "out").captioned == 2
 
 
 def test_an_output_inside_the_input_is_refused(tmp_path: Path) -> None:
@@ -388,14 +404,6 @@ def test_a_wrong_flag_is_one_line_and_exit_2(
         captionbeam.main(["bulk", *flags])
     assert caught.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_private_networks_may_be_named_more_than_once() -> None:
-    parser = argparse.ArgumentParser()
-    bulk.add_arguments(parser)
-    given = ["--allow_private", "10.0.0.0/8", "--allow_private", "127.0.0.0/8"]
-    args = parser.parse_args(["--input", "i", "--output", "o", "--model", "m", *given])
-    assert args.allow_private == ["10.0.0.0/8", "127.0.0.0/8"]
 
 
 def test_inputs_and_columns_may_be_several() -> None:

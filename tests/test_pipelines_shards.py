@@ -15,12 +15,12 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import PipelineRunner
 
 from model.errors import CheckFailed, InvalidInput, ItemFailure, Reason
-from pipelines import storage
+from pipelines import shards, storage
 from pipelines.job_plan import plan_job
 from pipelines.jobs import Item, Job, ShardResult
 from pipelines.lease import EXPIRES_AFTER_S
 from pipelines.processes import start_of, this_process
-from pipelines.runner import check_beam_args
+from pipelines.runner import WorkerLost, check_beam_args
 from pipelines.shards import ProcessShard, hold_output, run_job
 from pipelines.sink import Sink
 
@@ -387,3 +387,28 @@ def test_free_memory_is_returned_after_each_shard_however_it_ends(
         ["process ['a', 'b']"],
         ["process ['a', 'b']", "process ['e']"],
     ]
+
+
+@pytest.mark.parametrize("lost", [1, 2, 3])
+def test_a_lost_worker_begins_its_shard_again_twice_at_most(
+    lost: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, calls = shards._run, []
+
+    def losing(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) <= lost:
+            raise WorkerLost("a worker process ended")
+        return run(*args)
+
+    monkeypatch.setattr(shards, "_run", losing)
+    job = plan(tmp_path, a="x")
+    made = Upper(tmp_path / "log"), Publish(tmp_path / "published")
+    if lost == 3:
+        with pytest.raises(InvalidInput, match="a worker process ended"):
+            run_job(job, *made, ())
+    else:
+        run_job(job, *made, ())
+        assert json.loads((tmp_path / "published").read_text()) == [["a", 1, {}]]
+    assert len(calls) == min(lost + 1, 3)
+    assert capsys.readouterr().err.count("its shard is begun again") == min(lost, 2)

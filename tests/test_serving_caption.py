@@ -14,6 +14,7 @@ from PIL import Image
 import captionbeam
 from model.errors import ItemFailure
 from model.image_bytes import canonicalise
+from pipelines.fetch_settings import FetchSettings
 from pipelines.image_files import read_image_file
 from serving import caption
 from serving.client import connect
@@ -89,7 +90,10 @@ def test_files_fail_in_the_words_of_the_pipelines(tmp_path: Path, model_dir: Pat
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "folder.jpg").mkdir()
     paths = [str(tmp_path / name) for name in ("pipe.jpg", "folder.jpg", "gone.jpg")]
-    with connect(model=str(model_dir), server=None) as client, caption._Reader([]) as read:
+    with (
+        connect(model=str(model_dir), server=None) as client,
+        caption._Reader(FetchSettings()) as read,
+    ):
         rows = list(caption.caption_each(paths, client, read))
     for path, row in zip(paths, rows, strict=True):
         with pytest.raises(ItemFailure) as caught:
@@ -261,8 +265,8 @@ class FakeFetcher:
 
     made: list["FakeFetcher"]
 
-    def __init__(self, *, allow_private: Sequence[str] = ()) -> None:
-        self.allow_private = list(allow_private)
+    def __init__(self, settings: FetchSettings) -> None:
+        self.settings = settings
         self.fetched: list[str] = []
         self.closed = False
         self.made.append(self)
@@ -291,10 +295,12 @@ def test_urls_go_through_one_guarded_fetcher(
     model_dir: Path, fetchers: list[FakeFetcher], capsys: pytest.CaptureFixture[str]
 ) -> None:
     urls = ["http://127.0.0.1/a.png", "HTTPS://127.0.0.1/b.png"]
-    networks = ["--allow_private", "127.0.0.0/8", "10.0.0.0/8"]
-    assert captionbeam.main(["caption", *urls, f"--model={model_dir}", *networks]) == 0
+    flags = ["--allow_private", "127.0.0.0/8", "10.0.0.0/8", "--ignore_robots", "--host_rate=3"]
+    assert captionbeam.main(["caption", *urls, f"--model={model_dir}", *flags]) == 0
     (fetcher,) = fetchers
-    assert fetcher.allow_private == ["127.0.0.0/8", "10.0.0.0/8"]
+    assert fetcher.settings == FetchSettings(
+        ("127.0.0.0/8", "10.0.0.0/8"), ignore_robots=True, host_rate=3
+    )
     assert fetcher.fetched == urls
     assert fetcher.closed
     assert len(capsys.readouterr().out.splitlines()) == 2
@@ -313,6 +319,15 @@ def test_a_private_address_is_refused_unless_named(
 ) -> None:
     assert captionbeam.main(["caption", "http://127.0.0.1:9/x.png", f"--model={model_dir}"]) == 1
     assert "failed (refused_address: " in capsys.readouterr().err
+
+
+def test_a_proxy_of_the_environment_is_refused_unless_asked_for(
+    model_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "other.test")
+    assert captionbeam.main(["caption", "http://site.test/x.png", f"--model={model_dir}"]) == 2
+    assert "--allow_proxy" in capsys.readouterr().err
 
 
 def test_model_or_server_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
