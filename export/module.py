@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -21,14 +22,28 @@ Outputs = dict[str, tf.Tensor]
 _IMAGE_BYTES = tf.TensorSpec([None], tf.string, name=contract.IMAGE_BYTES)
 
 
-def look_at(image_bytes: tf.Tensor, encoder: Encoder) -> tuple[tf.Tensor, tf.Tensor]:
-    """Encoded images, string [N] → grids float16 [N, P, F], as preprocessing stores them; status.
+class Seen(NamedTuple):
+    """What the encoder makes of N images.
 
-    The status of each is of contract.Status, int32 [N]; where it is not OK, the grid says nothing.
+    Attributes:
+      grids: as preprocessing stores them, float16 [N, P, F].
+      places: where their rows and columns look, as `Encoder.cell_centres`; 0 where there is none.
+      status: of contract.Status, int32 [N]; where it is not OK, the grid says nothing.
     """
+
+    grids: tf.Tensor
+    places: tf.Tensor
+    status: tf.Tensor
+
+
+def look_at(image_bytes: tf.Tensor, encoder: Encoder) -> Seen:
+    """Read and encode images, string [N]."""
     settings = encoder.settings
     prepared, status = read_batch(image_bytes, settings.image_size, settings.aspect)
-    return grids_by(encoder)(prepared._asdict()), status
+    grids = grids_by(encoder)(prepared._asdict())
+    places = encoder.cell_centres(prepared.extent)
+    there = (status == Status.OK)[:, tf.newaxis, tf.newaxis]
+    return Seen(grids, tf.where(there, places, 0.0), status)
 
 
 def _manifest(trained: Trained, encoder: Encoder) -> Manifest:
@@ -65,16 +80,16 @@ class CaptionModule(tf.Module):
         ]
         self._words = tf.constant(words)
 
-        def search(image_bytes: tf.Tensor, best_only: bool) -> tuple[Hypotheses, tf.Tensor]:
-            grids, status = look_at(image_bytes, encoder)
+        def search(image_bytes: tf.Tensor, best_only: bool) -> tuple[Hypotheses, Seen]:
+            seen = look_at(image_bytes, encoder)
             found = search_captions(
                 trained.captioner,
                 trained.vocabulary,
                 trained.config.search,
-                grids,
+                seen.grids,
                 best_only=best_only,
             )
-            return _only_where(status == Status.OK, found, trained.vocabulary.pad_id), status
+            return _only_where(seen.status == Status.OK, found, trained.vocabulary.pad_id), seen
 
         # Graphs shared by the signatures: traced, saved and loaded once.
         signature = [_IMAGE_BYTES]
@@ -102,22 +117,24 @@ class CaptionModule(tf.Module):
         Returns:
           The outputs of `serving_default`.
         """
-        return self._best(*self._search_best(image_bytes))
+        found, seen = self._search_best(image_bytes)
+        return self._best(found, seen.status)
 
     def explain(self, image_bytes: tf.Tensor) -> Outputs:
         """The best caption with its words and where each looked; outputs of `explain`."""
-        found, status = self._search_best(image_bytes)
+        found, seen = self._search_best(image_bytes)
         return {
-            **self._best(found, status),
+            **self._best(found, seen.status),
             contract.WORDS: tf.gather(self._words, found.tokens[:, 0]),
             contract.ATTENTION: found.attention[:, 0],
+            contract.PLACES: seen.places,
         }
 
     def nbest(self, image_bytes: tf.Tensor) -> Outputs:
         """Every hypothesis of the beam, best first; outputs of `nbest`."""
-        found, status = self._search_all(image_bytes)
+        found, seen = self._search_all(image_bytes)
         return {
-            contract.STATUS: status,
+            contract.STATUS: seen.status,
             contract.CAPTIONS: self._text(found.tokens),
             contract.LOG_PROBS: found.log_prob,
         }

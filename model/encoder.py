@@ -162,6 +162,21 @@ class Encoder:
             feature_map = tf.einsum("hx,ngxf->nghf", matrix, rows)
         return tf.reshape(feature_map, [-1, *self.grid_shape])
 
+    def cell_centres(self, extents: np.ndarray | tf.Tensor) -> tf.Tensor:
+        """Where the cells of pictures look, as `cell_centres`, in a graph.
+
+        Args:
+          extents: int32 [N, 2], height and width of each picture in the encoder's input.
+
+        Returns:
+          float32 [N, 2, G]: shares of the height for the grid's rows, of the width for its columns.
+        """
+        extents = tf.convert_to_tensor(extents)
+        native, cells = self.settings.native_size, self.settings.grid_size
+        table = np.stack([_middles(covered, cells) for covered in range(1, native + 1)])
+        middles = tf.gather(tf.constant(table, tf.float32), -(-extents // STRIDE) - 1)
+        return middles / tf.cast(extents[..., tf.newaxis], tf.float32)
+
 
 def cell_centres(extent: int, cells: int) -> np.ndarray:
     """Where a grid's cells look, along one side of the picture.
@@ -177,9 +192,12 @@ def cell_centres(extent: int, cells: int) -> np.ndarray:
     Returns:
       Shares of the side, float64 [G].
     """
-    native = -(-extent // STRIDE)
-    middles = STRIDE * np.arange(native) + 0.5
-    return _pooling_matrix(native, cells).astype(np.float64) @ middles / extent
+    return _middles(-(-extent // STRIDE), cells) / extent
+
+
+def _middles(native: int, cells: int) -> np.ndarray:
+    """Pixels at which cells look that average so many native cells: float64 [G]."""
+    return _pooling_matrix(native, cells).astype(np.float64) @ (STRIDE * np.arange(native) + 0.5)
 
 
 def _pooling_matrix(native: int, cells: int) -> np.ndarray:

@@ -32,18 +32,22 @@ _MIN_CONTRAST = 4.0
 
 
 def draw_attention(
-    image: np.ndarray, words: Sequence[str], attention: np.ndarray, path: str | Path
+    image: np.ndarray,
+    words: Sequence[str],
+    attention: np.ndarray,
+    places: np.ndarray,
+    path: str | Path,
 ) -> None:
     """Draw a photograph and, word by word, where the model looked.
 
-    The grid's cells lie over the whole photograph, be it squashed to the encoder's square or kept
-    in its aspect. The photograph comes first, then a panel for each word, `COLUMNS` in a row;
+    The photograph comes first, then a panel for each word, `COLUMNS` in a row;
     beside the word stands the share of attention in the cell that has most.
 
     Args:
       image: uint8 [H, W, 3], upright RGB.
       words: T words of the caption, in order.
       attention: float [T, P], rows summing to 1; P is a square, cells row-major.
+      places: where the grid's rows and columns look, shares of height and width: float [2, G].
       path: file to write; its suffix (png, jpg, pdf, svg) says the format.
 
     Raises:
@@ -52,8 +56,9 @@ def draw_attention(
       OSError: the file cannot be written.
     """
     maps = _maps(image, words, attention)
+    _check_places(places, maps)
     photo = fitted(image, PANEL_PIXELS)
-    panels = [photo, *(overlaid(photo, strength(weights)) for weights in maps)]
+    panels = [photo, *(overlaid(photo, strength(weights), places) for weights in maps)]
     titles = ["", *(_title(word, weights) for word, weights in zip(words, maps, strict=True))]
 
     height, width = photo.shape[:2]
@@ -130,6 +135,14 @@ def _maps(image: np.ndarray, words: Sequence[str], attention: np.ndarray) -> np.
     if not np.isfinite(attention).all() or (attention < 0).any():
         raise InvalidInput("attention has weights below 0 or not finite, expected shares of 1")
     return attention.reshape(-1, side, side)
+
+
+def _check_places(places: np.ndarray, maps: np.ndarray) -> None:
+    if places.shape != (2, maps.shape[1]) or not (np.diff(places) > 0).all():
+        raise InvalidInput(
+            f"places {list(places.shape)} for a grid of {maps.shape[1]} rows and columns, expected "
+            "2 of as many, ascending"
+        )
 
 
 def _title(word: str, weights: np.ndarray) -> str:

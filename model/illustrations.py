@@ -19,7 +19,8 @@ from model.decoding import Prediction
 from model.errors import InvalidInput, ItemFailure
 from model.figures import strength
 from model.photographs import photograph
-from model.records import FLIP_MARK
+from model.places import places
+from model.records import FLIP_MARK, Manifest
 from model.sheet import DPI, MARGIN, POINTS_AN_INCH, fitted, overlaid, width_of, wrap
 from model.vocabulary import Vocabulary
 
@@ -58,16 +59,19 @@ class Illustrator:
 
     Args:
       vocabulary: of the captioner.
+      manifest: of the records.
       images: where the photographs lie by the keys of their records; None draws maps alone.
 
     Raises:
       InvalidInput: no such directory.
     """
 
-    def __init__(self, vocabulary: Vocabulary, images: Path | None = None) -> None:
+    def __init__(
+        self, vocabulary: Vocabulary, manifest: Manifest, images: Path | None = None
+    ) -> None:
         if images is not None and not images.is_dir():
             raise InvalidInput(f"--images {images}: no such directory, expected the photographs")
-        self._vocabulary, self._images = vocabulary, images
+        self._vocabulary, self._manifest, self._images = vocabulary, manifest, images
 
     def write(self, predictions: Sequence[Prediction], step: int) -> None:
         """Draw the first `PICTURES` of a split's predictions for a step."""
@@ -84,8 +88,10 @@ class Illustrator:
         panels = [] if photo is None else [("", photo)]
         canvas = np.full((PANEL, PANEL, 3), _GREY, np.uint8) if photo is None else photo
         room = max(canvas.shape[1], _LEAST_WIDTH)
+        looked_at = places(canvas.shape[:2], self._manifest)
         for word, weights in zip(words, maps, strict=True):
-            panels.append((_title(word, weights, room), overlaid(canvas, strength(weights))))
+            heat = overlaid(canvas, strength(weights), looked_at)
+            panels.append((_title(word, weights, room), heat))
         return _compose(_lines(prediction, note), panels, room)
 
     def _photograph(self, key: str) -> tuple[np.ndarray | None, str]:

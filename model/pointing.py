@@ -14,12 +14,10 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from model.boxes import Box, Boxes
 from model.decoding import Prediction
-from model.encoder import cell_centres
-from model.preprocessing import target_size
+from model.places import places
 from model.records import Manifest
 from model.vocabulary import Vocabulary
 
@@ -120,8 +118,7 @@ def _named(words: Sequence[str], forms: Mapping[tuple[str, ...], str]) -> Iterat
 
 def _points(size: tuple[int, int], manifest: Manifest) -> list[tuple[float, float]]:
     """Where the P cells look in a picture of this width and height: shares x, y, row-major."""
-    extent = target_size(tf.constant(size[::-1]), manifest.image_size, manifest.aspect).numpy()
-    rows, columns = (cell_centres(int(side), manifest.grid_size) for side in extent)
+    rows, columns = places(size[::-1], manifest)
     return [(x, y) for y in rows for x in columns]
 
 

@@ -35,6 +35,7 @@ class Picture:
       title: its key.
       captions: raw, in order.
       grid: float [P, F], P a square, cells row-major; None of a record of an image.
+      places: where the grid's rows and columns look, as model/places tells; None without a grid.
       photo: uint8 [H, W, 3], or None where it cannot be shown.
       note: said below the title; why there is no photograph.
     """
@@ -42,6 +43,7 @@ class Picture:
     title: str
     captions: tuple[str, ...]
     grid: np.ndarray | None
+    places: np.ndarray | None
     photo: np.ndarray | None
     note: str = ""
 
@@ -50,9 +52,6 @@ def draw_records(pictures: Sequence[Picture], path: str | Path) -> None:
     """Draw records side by side, `_COLUMNS` in a row.
 
     Of each the photograph, the same under the energy of its grid if it has one, and its captions.
-    The grid's cells lie over the whole photograph, be it squashed to the encoder's square or kept
-    in its aspect.
-
     Args:
       pictures: at least one.
       path: file to write; its suffix (png, jpg, pdf, svg) says the format.
@@ -103,9 +102,10 @@ class _Tile:
         photo = None if picture.photo is None else fitted(picture.photo, _PANEL)
         said = [picture.note] if picture.note else []
         self._panels = [] if photo is None else [photo]
-        if picture.grid is not None:
+        if picture.grid is not None and picture.places is not None:
             strength, range_of_it = _strength(picture.grid)
-            self._panels.append(overlaid(blank if photo is None else photo, strength))
+            canvas = blank if photo is None else photo
+            self._panels.append(overlaid(canvas, strength, picture.places))
             said.append(range_of_it)
         self._panels = self._panels or [blank]
         self._title = _first_line(picture.title, _TITLE_FONT)

@@ -66,23 +66,32 @@ def fitted(image: np.ndarray, pixels: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
 
 
-def overlaid(photo: np.ndarray, strength: np.ndarray) -> np.ndarray:
+def overlaid(photo: np.ndarray, strength: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Blend a map in colours of heat over a dimmed grey photograph.
 
     Args:
       photo: uint8 [h, w, 3].
-      strength: float32 [g, g], 0 (nothing) to 1 (most), stretched over all of the photograph.
+      strength: float32 [G, G], 0 (nothing) to 1 (most).
+      places: where its rows and columns lie, as shares of height and width, ascending: float
+        [2, G]. Between them the map is linear, outside as at the nearest.
 
     Returns:
       uint8 [h, w, 3].
     """
     height, width = photo.shape[:2]
-    heat = Image.fromarray(strength).resize((width, height), Image.Resampling.BICUBIC)
-    shown = np.clip(np.asarray(heat), 0, 1)[..., np.newaxis]
+    heat = _spread(places[0], height) @ strength @ _spread(places[1], width).T
+    shown = np.clip(heat, 0, 1)[..., np.newaxis]
     grey = photo.mean(axis=2, keepdims=True) / 255
     glow = _HEAT(shown[..., 0])[..., :3] * (1 - _SHINES_THROUGH * (1 - grey))
     blended = grey * _DIMMED * (1 - shown) + glow * shown
     return (np.clip(blended, 0, 1) * 255).astype(np.uint8)
+
+
+def _spread(places: np.ndarray, pixels: int) -> np.ndarray:
+    """What a map's value at each of its places adds to each pixel: float64 [pixels, G]."""
+    middles = (np.arange(pixels) + 0.5) / pixels
+    columns = [np.interp(middles, places, unit) for unit in np.eye(len(places))]
+    return np.stack(columns, axis=1)
 
 
 def wrap(text: str, pixels: float, fontsize: float) -> list[str]:

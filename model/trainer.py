@@ -70,7 +70,7 @@ class Trainer:
             )
         manifest, self._vocabulary = load_records(run.records)
         check_content(manifest, run.config.encoder, str(run.records))
-        self._illustrator = Illustrator(self._vocabulary, run.images)
+        self._illustrator = Illustrator(self._vocabulary, manifest, run.images)
         if not (run.model_dir / MANIFEST_FILE).exists():
             check_first(run)
         if self.is_chief:

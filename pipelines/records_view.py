@@ -11,6 +11,7 @@ import numpy as np
 from model import records
 from model.errors import InvalidInput, ItemFailure
 from model.photographs import photograph
+from model.places import places
 from model.progress import Progress
 from model.record_check import DamagedRecord
 from model.record_figures import Picture, draw_records
@@ -138,7 +139,7 @@ def print_records(view: RecordsView, count: int, picture: str) -> None:
             print(f"  {storage.json_line(caption).decode().strip()}")
             print(f"    {' '.join(map(str, tokens))} = {words}")
         if number <= _MOST_DRAWN:
-            pictures.append(_picture(view.job, info, record))
+            pictures.append(_picture(view, info, record))
     try:
         draw_records(pictures, picture)
     except OSError as error:
@@ -193,10 +194,13 @@ def _describe(record: records.Record) -> str:
     )
 
 
-def _picture(job: Job, info: records.ShardInfo, record: records.Record) -> Picture:
-    photo, note = _found_photo(job, info, record)
+def _picture(view: RecordsView, info: records.ShardInfo, record: records.Record) -> Picture:
+    photo, note = _found_photo(view.job, info, record)
+    looked_at = None
+    if record.grid is not None:
+        looked_at = places((1, 1) if photo is None else photo.shape[:2], view.manifest)
     title = f"{record.key}  (id {record.image_id})"
-    return Picture(title, record.captions, record.grid, photo, note)
+    return Picture(title, record.captions, record.grid, looked_at, photo, note)
 
 
 def _found_photo(

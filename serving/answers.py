@@ -84,10 +84,12 @@ class Explained(CaptionResult):
     Attributes:
       words: `length` words.
       attention: float32 [length, P]; row t is the weight of each grid cell at word t.
+      places: where the grid's rows and columns look, shares of height and width: float32 [2, G].
     """
 
     words: list[str]
     attention: np.ndarray
+    places: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,7 @@ def explained(row: Row) -> Explained:
         best.model_version,
         _texts(row.tensors[contract.WORDS][: best.length]),
         row.tensors[contract.ATTENTION][: best.length],
+        row.tensors[contract.PLACES],
     )
 
 

@@ -161,7 +161,7 @@ class _Pictures:
             pixels = np.asarray(image.convert("RGB"))
         path = self._directory / f"{self._name(source)}.png"
         try:
-            draw_attention(pixels, result.words, result.attention, path)
+            draw_attention(pixels, result.words, result.attention, result.places, path)
         except OSError as error:
             raise InvalidInput(f"{path}: cannot be written ({error.strerror})") from error
 

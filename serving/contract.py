@@ -1,7 +1,7 @@
 """Names, types and shapes of the exported signatures: the one definition of the wire.
 
-Letters as in `model`: N images, K hypotheses, T tokens, P grid cells. Dimension 0 of
-every tensor is the batch.
+Letters as in `model`: N images, K hypotheses, T tokens, P grid cells in G rows and columns.
+Dimension 0 of every tensor is the batch.
 """
 
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ TOKEN_IDS = "token_ids"
 LENGTH = "length"
 WORDS = "words"
 ATTENTION = "attention"
+PLACES = "places"
 CAPTIONS = "captions"
 LOG_PROBS = "log_probs"
 STATUS = "status"
@@ -79,6 +80,7 @@ OUTPUTS = MappingProxyType(
         | {
             WORDS: Tensor("string", ("N", "T")),
             ATTENTION: Tensor("float32", ("N", "T", "P")),
+            PLACES: Tensor("float32", ("N", "2", "G")),
         },
         NBEST: _STATUS
         | {

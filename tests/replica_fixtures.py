@@ -36,7 +36,7 @@ State = get_model_status_pb2.ModelVersionStatus.State
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 # Of the dimensions after the batch.
-_SIZES = {"T": 2, "P": 3, "K": 2}
+_SIZES = {"T": 2, "P": 3, "K": 2, "G": 2, "2": 2}
 
 
 @dataclass

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     # Draws records for a person.
     "pipelines/records_view.py": FOR_ALL
     | {"pipelines", "model.photographs", "model.vocabulary", "model.records"}
-    | {"model.record_check", "model.record_figures"},
+    | {"model.record_check", "model.record_figures", "model.places"},
     "export": FOR_ALL
     | {"export", "model"}
     | {f"serving.{name}" for name in ("contract", "batching_parameters", "labels", "layout")},

@@ -25,6 +25,7 @@ from model.decoding import search_captions
 from model.encoder import EncoderSettings
 from model.errors import CheckFailed, RecordsMismatch
 from model.image_bytes import canonicalise
+from model.places import places as model_places
 from model.preprocessing import KEEP, SQUASH, prepare
 from model.records import Manifest
 from model.vocabulary import Vocabulary
@@ -48,7 +49,7 @@ def test_published_signatures_are_the_contract(exported: Exported) -> None:
     for signature, outputs in contract.OUTPUTS.items():
         answer = exported.call(signature, images)
         assert set(answer) == set(outputs)
-        sizes = {"N": 2, "T": 6, "K": 3, "P": 4}
+        sizes = {"N": 2, "T": 6, "K": 3, "P": 4, "G": 2, "2": 2}
         for name, tensor in outputs.items():
             assert answer[name].shape == tuple(sizes[dim] for dim in tensor.dims)
             expected = np.object_ if tensor.dtype == "string" else np.dtype(tensor.dtype)
@@ -86,9 +87,13 @@ def test_the_exported_graph_sees_the_grids_that_records_hold(
 
     encoder = load_encoder(manifest)
     graph = tf.function(lambda images: look_at(images, encoder))
-    seen, status = graph(tf.constant(pictures))
+    seen, places, status = graph(tf.constant(pictures))
     np.testing.assert_array_equal(status, 0)
     seen = seen.numpy()
+    for picture, looked_at in zip(pictures, places.numpy(), strict=True):
+        with Image.open(io.BytesIO(picture)) as image:
+            expected = model_places(image.size[::-1], manifest)
+        np.testing.assert_allclose(looked_at, expected, rtol=1e-5)
     order = np.argsort(parsed["image_id"].numpy())
     stored = parsed["grid"].numpy()[order]
     assert stored.shape == (3, settings[1] ** 2, 2048)
@@ -132,6 +137,7 @@ NOTHING: dict[str, object] = {
     contract.LENGTH: 0,
     contract.WORDS: b"",
     contract.ATTENTION: 0.0,
+    contract.PLACES: 0.0,
     contract.CAPTIONS: b"",
     contract.LOG_PROBS: -np.inf,
 }

@@ -17,6 +17,8 @@ from model.figures import COLUMNS, draw_attention, draw_history
 
 GRID = 7
 GREY = 128
+# Cells that look at the middles of equal parts.
+EVEN = np.tile((np.arange(GRID) + 0.5) / GRID, (2, 1))
 
 
 def photo(height: int = 240, width: int = 400) -> np.ndarray:
@@ -59,7 +61,7 @@ def brightest(panel: np.ndarray) -> tuple[float, float]:
 def test_each_word_shines_where_its_attention_is(tmp_path: Path, shape: tuple[int, int]) -> None:
     cells = [(0, 0), (0, 6), (6, 0), (2, 5)]
     attention = np.stack([peak(*cell) for cell in cells])
-    draw_attention(photo(*shape), ["a", "b", "c", "d"], attention, tmp_path / "a.png")
+    draw_attention(photo(*shape), ["a", "b", "c", "d"], attention, EVEN, tmp_path / "a.png")
     ((first, *others),) = panels_of(tmp_path / "a.png")
     assert (first == GREY).all()
     assert first.shape[0] / first.shape[1] == pytest.approx(shape[0] / shape[1], rel=0.01)
@@ -71,10 +73,26 @@ def test_each_word_shines_where_its_attention_is(tmp_path: Path, shape: tuple[in
         assert column / GRID <= x <= (column + 1) / GRID
 
 
+@pytest.mark.parametrize("cell", [(0, 0), (3, 5), (6, 6)])
+def test_a_word_shines_where_its_cell_looks(tmp_path: Path, cell: tuple[int, int]) -> None:
+    """A grid over the upper left part of the photograph, as ResNet50's cells look at it."""
+    places = np.stack([np.linspace(0.1, 0.7, GRID), np.linspace(0.05, 0.95, GRID)])
+    draw_attention(photo(400, 400), ["a"], peak(*cell)[None], places, tmp_path / "a.png")
+    ((_, word),) = panels_of(tmp_path / "a.png")
+    light = word.astype(float).mean(axis=2)
+    row, column = (round(float(places[axis][at]) * 400) for axis, at in enumerate(cell))
+    at_the_cell = light[row - 2 : row + 2, column - 2 : column + 2].mean()
+    assert at_the_cell >= light.max() - 15
+    # Half a cell away it is half as strong.
+    if 0 < cell[0] < GRID - 1:
+        assert light[row + 20, column] < (at_the_cell + light.min()) / 2 + 20
+        assert brightest(word) == pytest.approx((places[0][cell[0]], places[1][cell[1]]), abs=0.01)
+
+
 def test_the_photograph_is_shown_as_it_is(tmp_path: Path) -> None:
     image = photo(400, 400)
     image[:200, :200] = (200, 30, 60)
-    draw_attention(image, ["a"], peak(0, 0)[None], tmp_path / "a.png")
+    draw_attention(image, ["a"], peak(0, 0)[None], EVEN, tmp_path / "a.png")
     first, word = panels_of(tmp_path / "a.png")[0]
     np.testing.assert_array_equal(first, image)
     # Where the word does not look, the photograph is still to be seen, dim and grey.
@@ -84,7 +102,7 @@ def test_the_photograph_is_shown_as_it_is(tmp_path: Path) -> None:
 def test_black_and_white_photographs_hide_nothing(tmp_path: Path) -> None:
     image = photo(400, 400)
     image[:, :200], image[:, 200:] = 0, 255
-    draw_attention(image, ["a"], peak(3, 0)[None], tmp_path / "a.png")
+    draw_attention(image, ["a"], peak(3, 0)[None], EVEN, tmp_path / "a.png")
     y, x = brightest(panels_of(tmp_path / "a.png")[0][1])
     assert x < 1 / GRID
     assert 3 / GRID < y < 4 / GRID
@@ -93,7 +111,9 @@ def test_black_and_white_photographs_hide_nothing(tmp_path: Path) -> None:
 def test_even_attention_looks_even_and_weak(tmp_path: Path) -> None:
     even = np.full(GRID**2, 1 / GRID**2, np.float32)
     even[0] *= 1.05
-    draw_attention(photo(), ["even", "sharp"], np.stack([even, peak(0, 0)]), tmp_path / "a.png")
+    draw_attention(
+        photo(), ["even", "sharp"], np.stack([even, peak(0, 0)]), EVEN, tmp_path / "a.png"
+    )
     _, flat, sharp = panels_of(tmp_path / "a.png")[0]
     assert np.ptp(flat.astype(int).mean(axis=2)) < 10
     assert flat.max() < sharp.max() / 2
@@ -103,7 +123,7 @@ def test_rows_hold_five_panels_so_that_the_width_is_bounded(tmp_path: Path) -> N
     for count in (4, 11, 30):
         cells = [(i % GRID, i // GRID) for i in range(count)]
         attention = np.stack([peak(*cell) for cell in cells])
-        draw_attention(photo(300, 400), ["word"] * count, attention, tmp_path / "a.png")
+        draw_attention(photo(300, 400), ["word"] * count, attention, EVEN, tmp_path / "a.png")
         rows = panels_of(tmp_path / "a.png")
         sizes = [len(row) for row in rows]
         assert len(sizes) == math.ceil((count + 1) / COLUMNS)
@@ -130,7 +150,7 @@ def test_titles_are_words_with_their_peak_and_the_caption_stands_above(
     words = ["a", "man", "'s", "extraordinarily-long-hyphenated", "hat"]
     attention = np.stack([peak(0, i) for i in range(5)])
     attention[0] = 1 / GRID**2
-    draw_attention(photo(), words, attention, "a.png")
+    draw_attention(photo(), words, attention, EVEN, "a.png")
     titles = [axes.get_title() for axes in drawn[0].axes]
     assert titles == ["", "a  2%", "man  94%", "'s  94%", "extraordinarily-l…  94%", "hat  94%"]
     assert drawn[0].texts[0].get_text().replace("\n", " ") == (
@@ -150,14 +170,14 @@ def test_titles_are_words_with_their_peak_and_the_caption_stands_above(
 )
 def test_any_word_can_be_drawn(tmp_path: Path, words: list[str]) -> None:
     attention = np.full((len(words), 49), 1 / 49, np.float32)
-    draw_attention(photo(), words, attention, tmp_path / "a.png")
+    draw_attention(photo(), words, attention, EVEN, tmp_path / "a.png")
     panels = panels_of(tmp_path / "a.png")
     assert sum(map(len, panels)) == len(words) + 1
 
 
 @pytest.mark.parametrize("shape", [(8, 4000), (4000, 8), (1, 1), (8, 8)])
 def test_photographs_of_any_shape(tmp_path: Path, shape: tuple[int, int]) -> None:
-    draw_attention(photo(*shape), ["a"], peak(1, 1)[None], tmp_path / "a.png")
+    draw_attention(photo(*shape), ["a"], peak(1, 1)[None], EVEN, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.width < 2200
         assert picture.height < 800
@@ -184,13 +204,21 @@ def test_what_does_not_fit_is_refused(
     tmp_path: Path, image: np.ndarray, attention: np.ndarray, message: str
 ) -> None:
     with pytest.raises(InvalidInput, match=message):
-        draw_attention(image, ["a", "dog"], attention, tmp_path / "a.png")
+        draw_attention(image, ["a", "dog"], attention, EVEN, tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("places", [EVEN[:, 1:], EVEN[0], EVEN[:, ::-1], EVEN * np.nan])
+def test_places_that_are_not_those_of_the_grid_are_refused(
+    tmp_path: Path, places: np.ndarray
+) -> None:
+    with pytest.raises(InvalidInput, match="for a grid of 7 rows and columns"):
+        draw_attention(photo(), ["a"], GOOD[:1], places, tmp_path / "a.png")
 
 
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        draw_attention(photo(), ["a"], GOOD[:1], tmp_path / "missing" / "a.png")
+        draw_attention(photo(), ["a"], GOOD[:1], EVEN, tmp_path / "missing" / "a.png")
 
 
 def points_of(figure: Figure, index: int) -> list[list[float]]:

@@ -15,6 +15,9 @@ from tensorflow.python.summary.summary_iterator import summary_iterator
 from model.decoding import Prediction
 from model.errors import InvalidInput
 from model.illustrations import PANEL, PICTURES, Illustrator
+from model.places import places
+from model.preprocessing import SQUASH
+from model.records import Manifest
 from model.run import Run
 from model.trainer import Trainer
 from tests import tiny
@@ -22,6 +25,17 @@ from tests.trainer_fixtures import make_run, silent
 
 VOCABULARY = tiny.make_vocabulary()
 SIDE, KEY = 3, "image-0.jpg"
+
+
+class Geometry(NamedTuple):
+    """As much of a manifest as says where cells look."""
+
+    image_size: int = 32 * SIDE
+    grid_size: int = SIDE
+    aspect: str = SQUASH
+
+
+MANIFEST: Any = Geometry()
 NUMBERS = (
     *("loss", "cross_entropy", "gradient_norm", "learning_rate"),
     *("captions_per_s", "input_wait"),
@@ -54,11 +68,16 @@ def _runs(flags: np.ndarray, shortest: int) -> list[tuple[int, int]]:
 
 
 def brightest(panel: np.ndarray) -> tuple[int, int]:
-    """Row and column of the cell of the brightest pixels."""
+    """Row and column of the cell that looks at the brightest pixels."""
     light = panel.astype(float).mean(axis=2)
     ys, xs = np.nonzero(light >= light.max() - 2)
     height, width = light.shape
-    return int(ys.mean() * SIDE / height), int(xs.mean() * SIDE / width)
+    looked_at = places((height, width), MANIFEST)
+    found = (ys.mean() + 0.5) / height, (xs.mean() + 0.5) / width
+    row, column = (
+        int(np.abs(at - place).argmin()) for at, place in zip(looked_at, found, strict=True)
+    )
+    return row, column
 
 
 def save_photograph(path: Path, width: int, height: int, split_at: int) -> None:
@@ -71,7 +90,7 @@ def save_photograph(path: Path, width: int, height: int, split_at: int) -> None:
 def test_each_word_shines_where_it_looked() -> None:
     cells = [(0, 0), (0, 2), (2, 0), (1, 1), (2, 1), (0, 1), (1, 2), (1, 0), (2, 2)]
     caption = "one dog runs on the green grass today flowers"
-    first, second = panels_of(Illustrator(VOCABULARY).draw(written(caption, *cells)))
+    first, second = panels_of(Illustrator(VOCABULARY, MANIFEST).draw(written(caption, *cells)))
     assert (len(first), len(second)) == (8, 1)
     assert [panel.shape for panel in first + second] == [(PANEL, PANEL, 3)] * 9
     assert [brightest(panel) for panel in first + second] == cells
@@ -87,7 +106,7 @@ def test_captions_words_and_references_are_written() -> None:
         Prediction(**{**vars(plain), "references": ("A dog.", "Some hat")}),
         written("a dog", (0, 0), (1, 2)),
     ]
-    draw = Illustrator(VOCABULARY).draw
+    draw = Illustrator(VOCABULARY, MANIFEST).draw
     picture = draw(plain)
     np.testing.assert_array_equal(picture, draw(written("a dog", (0, 0), (1, 1))))
     for other in others:
@@ -99,7 +118,7 @@ def test_captions_words_and_references_are_written() -> None:
 @pytest.mark.parametrize(("width", "height"), [(300, 200), (80, 160), (2000, 400)])
 def test_maps_lie_over_the_photograph(tmp_path: Path, width: int, height: int) -> None:
     save_photograph(tmp_path / KEY, width, height, width // 4)
-    picture = Illustrator(VOCABULARY, tmp_path).draw(written("a dog", (0, 2), (2, 1)))
+    picture = Illustrator(VOCABULARY, MANIFEST, tmp_path).draw(written("a dog", (0, 2), (2, 1)))
     longer = max(width, height)
     expected = (round(height * PANEL / longer), round(width * PANEL / longer), 3)
     ink = picture.min(axis=2) < 250
@@ -117,7 +136,7 @@ def test_maps_lie_over_the_photograph(tmp_path: Path, width: int, height: int) -
 
 def test_the_record_of_a_mirror_image_shows_it_mirrored(tmp_path: Path) -> None:
     save_photograph(tmp_path / KEY, 200, 200, 50)
-    draw = Illustrator(VOCABULARY, tmp_path).draw
+    draw = Illustrator(VOCABULARY, MANIFEST, tmp_path).draw
     ((photo, _),) = panels_of(draw(written("dog", (0, 0), key=KEY)))
     ((mirrored, _),) = panels_of(draw(written("dog", (0, 0), key=f"{KEY}#flip")))
     np.testing.assert_array_equal(mirrored, photo[:, ::-1])
@@ -128,8 +147,8 @@ def test_without_the_photograph_the_maps_are_drawn(tmp_path: Path, content: byte
     if content is not None:
         (tmp_path / KEY).write_bytes(content)
     prediction = written("a dog", (0, 2), (2, 1))
-    alone = Illustrator(VOCABULARY).draw(prediction)
-    told = Illustrator(VOCABULARY, tmp_path).draw(prediction)
+    alone = Illustrator(VOCABULARY, MANIFEST).draw(prediction)
+    told = Illustrator(VOCABULARY, MANIFEST, tmp_path).draw(prediction)
     assert (told != alone).any()
     for panels in (panels_of(alone), panels_of(told)):
         assert [brightest(panel) for panel in panels[0]] == [(0, 2), (2, 1)]
@@ -137,17 +156,21 @@ def test_without_the_photograph_the_maps_are_drawn(tmp_path: Path, content: byte
 
 def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"--images .*none: no such directory, expected the ph"):
-        Illustrator(VOCABULARY, tmp_path / "none")
+        Illustrator(VOCABULARY, MANIFEST, tmp_path / "none")
 
 
 def test_a_caption_without_a_word_and_one_with_a_long_word() -> None:
-    empty = Illustrator(VOCABULARY).draw(Prediction(KEY, "", -9.0, (), (), None, np.zeros((0, 9))))
+    empty = Illustrator(VOCABULARY, MANIFEST).draw(
+        Prediction(KEY, "", -9.0, (), (), None, np.zeros((0, 9)))
+    )
     assert panels_of(empty) == []
     long_word = "donaudampfschifffahrtsgesellschaft"
     vocabulary = type(VOCABULARY).build({long_word: 1, "dog": 1}, 1)
     tokens = tuple(vocabulary.encode(f"{long_word} dog"))
     attention = written("a dog", (0, 0), (2, 2)).attention
-    picture = Illustrator(vocabulary).draw(Prediction(KEY, "", 0.0, (), tokens, 1.0, attention))
+    picture = Illustrator(vocabulary, MANIFEST).draw(
+        Prediction(KEY, "", 0.0, (), tokens, 1.0, attention)
+    )
     ((first, second),) = panels_of(picture)
     assert (brightest(first), brightest(second)) == ((0, 0), (2, 2))
     # Nothing of the long word's title stands between the panels.
@@ -204,6 +227,7 @@ def test_scalars_are_the_numbers_of_the_history(trained: tuple[Trainer, Run]) ->
 
 def test_a_handful_of_pictures_at_each_validation(trained: tuple[Trainer, Run]) -> None:
     trainer, run = trained
+    manifest = Manifest.load(run.records)
     pictures = read_events(run).pictures
     tags = [f"captions/image-{number}.jpg" for number in range(PICTURES)]
     assert {step: list(found) for step, found in pictures.items()} == {2: tags, 4: tags}
@@ -220,8 +244,8 @@ def test_a_handful_of_pictures_at_each_validation(trained: tuple[Trainer, Run]) 
             assert 80 < image.height < 2000
             found = np.asarray(image)
         directory = run.images if prediction.key == "image-1.jpg" else None
-        alone = Illustrator(VOCABULARY, directory).draw(prediction)
-        told = Illustrator(VOCABULARY, run.images).draw(prediction)
+        alone = Illustrator(VOCABULARY, manifest, directory).draw(prediction)
+        told = Illustrator(VOCABULARY, manifest, run.images).draw(prediction)
         np.testing.assert_array_equal(found, told)
         assert (told == alone).all() == (prediction.key == "image-1.jpg")
 
@@ -230,7 +254,7 @@ def test_fewer_images_give_fewer_pictures(tmp_path: Path) -> None:
     predictions = [written("dog", (0, 0), key=f"{number}.jpg") for number in range(2)]
     writer = tf.summary.create_file_writer(str(tmp_path / "events"))
     with writer.as_default():
-        Illustrator(VOCABULARY).write(predictions, 7)
+        Illustrator(VOCABULARY, MANIFEST).write(predictions, 7)
     writer.close()
     events = read_events(Run(tmp_path, tmp_path, None, None))  # type: ignore[arg-type]
     assert {step: list(found) for step, found in events.pictures.items()} == {

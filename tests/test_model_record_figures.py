@@ -16,6 +16,8 @@ from model.record_figures import Picture, draw_records, energy
 from model.sheet import wrap
 
 GRID = 7
+# Cells that look at the middles of equal parts.
+EVEN = np.tile((np.arange(GRID) + 0.5) / GRID, (2, 1))
 
 
 def grid(row: int = 3, column: int = 5, strongest: float = 8) -> np.ndarray:
@@ -31,7 +33,7 @@ def photo(height: int, width: int) -> np.ndarray:
 
 def picture(number: int, height: int = 300, width: int = 400, captions: int = 5) -> Picture:
     texts = tuple(f"caption {index} of picture {number}" for index in range(captions))
-    return Picture(f"{number}.jpg", texts, grid(), photo(height, width))
+    return Picture(f"{number}.jpg", texts, grid(), EVEN, photo(height, width))
 
 
 @pytest.fixture
@@ -75,7 +77,7 @@ def test_a_grid_that_is_no_square_is_refused(cells: int) -> None:
 def test_the_photograph_stands_beside_its_energy(
     drawn: list[Figure], shape: tuple[int, int]
 ) -> None:
-    draw_records([Picture("a", ("b",), grid(3, 5), photo(*shape))], "a.png")
+    draw_records([Picture("a", ("b",), grid(3, 5), EVEN, photo(*shape))], "a.png")
     plain, overlay = panels(drawn[0])
     assert (plain == 128).all()
     assert plain.shape == overlay.shape
@@ -87,8 +89,8 @@ def test_the_photograph_stands_beside_its_energy(
 
 
 def test_an_even_grid_looks_even_and_an_empty_one_dark(drawn: list[Figure]) -> None:
-    even = Picture("a", ("b",), grid(strongest=2.02), photo(400, 400))
-    empty = Picture("a", ("b",), np.zeros((49, 4), np.float16), photo(400, 400))
+    even = Picture("a", ("b",), grid(strongest=2.02), EVEN, photo(400, 400))
+    empty = Picture("a", ("b",), np.zeros((49, 4), np.float16), EVEN, photo(400, 400))
     draw_records([even, empty], "a.png")
     _, nearly, _, dark = panels(drawn[0])
     assert np.ptp(nearly.astype(int).mean(axis=2)) < 30
@@ -98,7 +100,7 @@ def test_an_even_grid_looks_even_and_an_empty_one_dark(drawn: list[Figure]) -> N
 def test_without_its_photograph_the_energy_stands_alone_and_says_why(
     drawn: list[Figure],
 ) -> None:
-    lost = Picture("lost.jpg", ("b",), grid(0, 0), None, "photograph: no such file")
+    lost = Picture("lost.jpg", ("b",), grid(0, 0), EVEN, None, "photograph: no such file")
     draw_records([lost], "a.png")
     (only,) = panels(drawn[0])
     assert only.shape == (340, 340, 3)
@@ -159,7 +161,7 @@ def test_long_texts_are_wrapped_cut_and_never_wider_than_their_tile(drawn: list[
         "a\nb\tc",
         *("more",) * 4,
     )
-    draw_records([Picture("folder/" * 40 + "end.jpg", captions, grid(), None)], "a.png")
+    draw_records([Picture("folder/" * 40 + "end.jpg", captions, grid(), EVEN, None)], "a.png")
     figure = drawn[0]
     assert widest(figure.texts, figure) <= 690
     lines = said(figure)
@@ -184,7 +186,7 @@ def test_wrapping_keeps_every_word() -> None:
 
 def test_any_script_is_drawn_into_a_file(tmp_path: Path) -> None:
     captions = ("日本の犬", "🐕 привет", "half <unk> $ ^_^", "")
-    draw_records([Picture("ü.jpg", captions, grid(), photo(300, 400))], tmp_path / "a.png")
+    draw_records([Picture("ü.jpg", captions, grid(), EVEN, photo(300, 400))], tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as opened:
         assert opened.format == "PNG"
         assert opened.width > 700

@@ -19,7 +19,7 @@ from pipelines.image_files import read_image_file
 from serving import caption
 from serving.client import connect
 from tests.replica_fixtures import Replica, make_certificate, running
-from tests.serving_fixtures import CELLS, running_server, save_tiny_model, tiny_caption
+from tests.serving_fixtures import CELLS, PLACES, running_server, save_tiny_model, tiny_caption
 
 
 @pytest.fixture(scope="module")
@@ -227,10 +227,16 @@ def test_explain_draws_each_image_under_its_own_name(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    drawn: list[tuple[np.ndarray, list[str], np.ndarray, Path]] = []
+    drawn: list[tuple[np.ndarray, list[str], np.ndarray, np.ndarray, Path]] = []
 
-    def record(image: np.ndarray, words: Sequence[str], attention: np.ndarray, path: Path) -> None:
-        drawn.append((image, list(words), attention, path))
+    def record(
+        image: np.ndarray,
+        words: Sequence[str],
+        attention: np.ndarray,
+        places: np.ndarray,
+        path: Path,
+    ) -> None:
+        drawn.append((image, list(words), attention, places, path))
 
     monkeypatch.setattr("model.figures.draw_attention", record)
     images = [
@@ -242,7 +248,7 @@ def test_explain_draws_each_image_under_its_own_name(
     assert captionbeam.main(arguments) == 0
     assert capsys.readouterr().out.splitlines() == [f"{p}: {expected(p)}" for p in images]
     assert [path for *_, path in drawn] == [output / "x.png", output / "x-2.png"]
-    for (pixels, words, attention, _), path, colour in zip(
+    for (pixels, words, attention, places, _), path, colour in zip(
         drawn, images, [(255, 0, 0), (0, 255, 0)], strict=True
     ):
         assert pixels.shape == (16, 24, 3)
@@ -250,6 +256,7 @@ def test_explain_draws_each_image_under_its_own_name(
         assert tuple(pixels[0, 0]) == colour
         assert words == ["size", str(len(canonicalise(Path(path).read_bytes()).data))]
         assert attention.shape == (2, CELLS)
+        np.testing.assert_allclose(places, PLACES)
 
 
 def test_explain_into_a_file_is_refused(

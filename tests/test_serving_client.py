@@ -32,6 +32,7 @@ from serving.transport import MAX_MESSAGE_BYTES, GrpcTransport, SavedModelTransp
 from tests.serving_fixtures import (
     CELLS,
     HYPOTHESES,
+    PLACES,
     FakeTime,
     ScriptedTransport,
     running_server,
@@ -95,6 +96,7 @@ def test_explain_gives_one_row_of_attention_for_each_word(client: Client) -> Non
     ]
     for result in explained:
         assert_array_equal(result.attention, np.eye(2, CELLS, dtype=np.float32), strict=True)
+        assert_array_equal(result.places, np.array(PLACES, np.float32), strict=True)
 
 
 def test_nbest_gives_every_hypothesis_best_first(client: Client) -> None:

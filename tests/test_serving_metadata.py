@@ -8,7 +8,7 @@ from serving import contract, metadata
 from serving.errors import ModelMismatch
 from serving.metadata import ModelMetadata, Signature, TensorSpec
 
-SIZES = {"N": None, "T": 20, "K": 3, "P": 49}
+SIZES = {"N": None, "T": 20, "K": 3, "P": 49, "G": 7, "2": 2}
 
 
 def spec(tensor: contract.Tensor) -> TensorSpec:

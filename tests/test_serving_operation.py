@@ -329,7 +329,7 @@ def test_no_images_have_no_rows(model_dir: Path, signature: str) -> None:
     none.inputs[contract.IMAGE_BYTES].CopyFrom(tf.make_tensor_proto([], dtype=tf.string, shape=[0]))
     with running_server(model_dir) as server, predicting(server) as stub:
         outputs = stub.Predict(none, timeout=TIMEOUT_S).outputs
-    sizes = {"N": 0, "T": TOKENS, "P": CELLS, "K": HYPOTHESES}
+    sizes = {"N": 0, "T": TOKENS, "P": CELLS, "K": HYPOTHESES, "G": 3, "2": 2}
     for name, tensor in contract.OUTPUTS[signature].items():
         assert tf.make_ndarray(outputs[name]).shape == tuple(sizes[dim] for dim in tensor.dims)
 
