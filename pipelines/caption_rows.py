@@ -56,17 +56,24 @@ class Asked:
                 "probability, 0 or below, such as -12"
             )
 
-    def ask(self, client: "Client", images: Sequence[bytes]) -> Iterator[Told | ItemFailure]:
+    def ask(
+        self, client: "Client", images: Sequence[bytes], fill_to: int
+    ) -> Iterator[Told | ItemFailure]:
         """Caption canonical image bytes: for each, in order, what the model says.
+
+        Args:
+          client: of the model.
+          images: of one batch.
+          fill_to: as `serving.client.Client.caption_each`.
 
         Raises:
           CaptionbeamError: as `serving.client.Client.caption_each`.
         """
         if self.nbest:
-            for found in client.nbest_each(images):
+            for found in client.nbest_each(images, fill_to):
                 yield found if isinstance(found, ItemFailure) else self._ranked(found)
         else:
-            for result in client.caption_each(images):
+            for result in client.caption_each(images, fill_to):
                 yield result if isinstance(result, ItemFailure) else _best(result)
 
     def fields(self, told: Told) -> dict[str, Any]:

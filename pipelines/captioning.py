@@ -1,8 +1,8 @@
 """What a bulk shard does: bytes → captions, through a server or a model in this process.
 
 Reading, fetching and decoding run ahead in threads while the model works on the batch before.
-A batch is cut by position in the shard, so a caption and its score never depend on the
-runner, on the number of workers or on an interruption.
+A batch is cut by position in the shard and filled up, so a caption and its score never depend on
+the runner, on the number of workers, on an interruption or on what else a server is asked.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from pipelines.fetch_order import is_url, spread_hosts
 from pipelines.fetch_settings import FetchSettings
 from pipelines.image_files import read_item
 from pipelines.jobs import Item
-from pipelines.read_ahead import batches, read_ahead
+from pipelines.read_ahead import read_ahead
 from pipelines.sink import Sink
 from serving.client import Client
 
@@ -142,8 +142,8 @@ class CaptionShard:
             )
             if settings.dedupe:
                 images = _once(images)
-            ask = partial(_ask, client, settings.asked)
-            cut = batches(images, settings.batch_size)
+            ask = partial(_ask, client, settings)
+            cut = _batches(images, settings.batch_size)
             for _, answered in read_ahead(cut, ask, threads=_CALLS, ahead=_CALLS):
                 if isinstance(answered, ItemFailure):
                     raise answered
@@ -205,12 +205,27 @@ def _once(images: Iterable[tuple[Item, _Read]]) -> Iterator[tuple[Item, _Read]]:
         yield item, read
 
 
+def _batches(images: Iterable[tuple[Item, _Read]], size: int) -> Iterator[list[tuple[Item, _Read]]]:
+    """Lists with so many images to send each, the last with fewer; the others go along."""
+    batch: list[tuple[Item, _Read]] = []
+    sent = 0
+    for item, read in images:
+        batch.append((item, read))
+        sent += isinstance(read, _Image) and read.data is not None
+        if sent == size:
+            yield batch
+            batch, sent = [], 0
+    if batch:
+        yield batch
+
+
 def _ask(
-    client: Client, asked: Asked, batch: Sequence[tuple[Item, _Read]]
+    client: Client, settings: CaptionSettings, batch: Sequence[tuple[Item, _Read]]
 ) -> list[tuple[Item, _Read, _Outcome | None]]:
     """Every item of a batch, in order, with the model's outcome where it was asked."""
     sent = [read.data if isinstance(read, _Image) else None for _, read in batch]
-    told = iter(asked.ask(client, [data for data in sent if data is not None]))
+    images = [data for data in sent if data is not None]
+    told = iter(settings.asked.ask(client, images, settings.batch_size))
     return [
         (item, read, None if data is None else next(told))
         for (item, read), data in zip(batch, sent, strict=True)

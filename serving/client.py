@@ -7,10 +7,12 @@
 An answer has exactly one result for each image, in the order sent, or an error is raised.
 """
 
+import base64
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice, repeat
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -43,6 +45,11 @@ __all__ = [
 
 # The first attempt gets half of it: a minute, longer than 32 images take on two cores.
 DEFAULT_TIMEOUT_S = 120.0
+
+# A black picture of the least size, as a PNG: what fills a request up.
+FILLER = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAADElEQVR42mNgGB4AAADIAAGTvaWOAAAAAElFTkSuQmCC"
+)
 
 _Answer = TypeVar("_Answer")
 
@@ -149,31 +156,50 @@ class Client:
         """All K captions of every image, best first; raises as `caption`."""
         return answers.all_of(self._each(contract.NBEST, answers.hypotheses, images))
 
-    def caption_each(self, images: Sequence[bytes]) -> list[CaptionResult | ItemFailure]:
-        """As `caption`; an image that the model refuses has its failure in its place."""
-        return list(self._each(contract.SERVING_DEFAULT, answers.caption_result, images))
+    def caption_each(
+        self, images: Sequence[bytes], fill_to: int = 0
+    ) -> list[CaptionResult | ItemFailure]:
+        """As `caption`; an image that the model refuses has its failure in its place.
 
-    def explain_each(self, images: Sequence[bytes]) -> list[Explained | ItemFailure]:
-        """As `explain`; an image that the model refuses has its failure in its place."""
-        return list(self._each(contract.EXPLAIN, answers.explained, images))
+        Args:
+          images: canonical image bytes.
+          fill_to: images that each request has at least, with fillers whose rows are dropped. The
+            last digits of a row depend on how many images are computed with it; of a request as
+            large as the server's batches, that is the request's number and nobody else's.
+        """
+        return list(self._each(contract.SERVING_DEFAULT, answers.caption_result, images, fill_to))
 
-    def nbest_each(self, images: Sequence[bytes]) -> list[list[Hypothesis] | ItemFailure]:
-        """As `nbest`; an image that the model refuses has its failure in its place."""
-        return list(self._each(contract.NBEST, answers.hypotheses, images))
+    def explain_each(
+        self, images: Sequence[bytes], fill_to: int = 0
+    ) -> list[Explained | ItemFailure]:
+        """As `explain`, each in its place and with fillers as `caption_each`."""
+        return list(self._each(contract.EXPLAIN, answers.explained, images, fill_to))
+
+    def nbest_each(
+        self, images: Sequence[bytes], fill_to: int = 0
+    ) -> list[list[Hypothesis] | ItemFailure]:
+        """As `nbest`, each in its place and with fillers as `caption_each`."""
+        return list(self._each(contract.NBEST, answers.hypotheses, images, fill_to))
 
     def _each(
-        self, signature: str, read: Callable[[Row], _Answer], images: Sequence[bytes]
+        self,
+        signature: str,
+        read: Callable[[Row], _Answer],
+        images: Sequence[bytes],
+        fill_to: int = 0,
     ) -> Iterator[_Answer | ItemFailure]:
         self.check()
         for batch in split(images, self._limits):
-            for row in self._rows(signature, batch, self._clock.now_s() + self._timeout_s):
+            deadline_s = self._clock.now_s() + self._timeout_s
+            for row in self._rows(signature, batch, fill_to, deadline_s):
                 yield row if isinstance(row, ItemFailure) else read(row)
 
     def _rows(
-        self, signature: str, images: Sequence[bytes], deadline_s: float
+        self, signature: str, images: Sequence[bytes], fill_to: int, deadline_s: float
     ) -> Iterator[Row | ItemFailure]:
         """One request's rows; of a request that is refused as a whole, those of its halves."""
-        predict = partial(self._transport.predict, signature, images)
+        sent = [*images, *repeat(FILLER, fill_to - len(images))]
+        predict = partial(self._transport.predict, signature, sent)
         try:
             answer = self._call(predict, deadline_s - self._clock.now_s())
         except (InvalidRequest, AnswerTooLarge) as error:
@@ -185,10 +211,10 @@ class Client:
                 return
             half = len(images) // 2
             for part in (images[:half], images[half:]):
-                yield from self._rows(signature, part, deadline_s)
+                yield from self._rows(signature, part, fill_to, deadline_s)
             return
         version = self.check().version
-        for row in answers.rows(signature, answer, len(images), version):
+        for row in islice(answers.rows(signature, answer, len(sent), version), len(images)):
             yield answers.failure(row) or row
 
     def _call(

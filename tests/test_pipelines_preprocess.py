@@ -411,8 +411,9 @@ def test_too_many_failures_end_with_1_after_publishing(
     (world / "train" / f"{4:012d}.jpg").write_bytes(b"")
     expected = (
         "captionbeam preprocess: 4 of 20 images failed (20.0%), expected at most 10.0%: "
-        f"missing_file 3, empty 1; see {world}/out/failures.jsonl, mend what it names and take "
-        "another --output, or raise --max_failure_rate\n"
+        "missing_file 3, empty 1 (missing_file: see that the input lists files that are there; "
+        f"empty: copy or download the files again); see {world}/out/failures.jsonl, mend what it "
+        "names and take another --output, or raise --max_failure_rate\n"
     )
     for _ in range(2):
         assert captionbeam.main(arguments(world)) == 1

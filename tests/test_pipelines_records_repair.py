@@ -223,8 +223,9 @@ def test_too_many_failures_end_a_repair_with_1(output: Path, repair: Repair) -> 
     code, lines, err = repair("--max_failure_rate=0.01")
     assert (code, err) == (
         1,
-        "captionbeam preprocess: 1 of 26 images failed (3.8%), expected at most 1.0%: empty 1; see "
-        f"{output}/failures.jsonl, mend what it names and take another --output, or raise "
+        "captionbeam preprocess: 1 of 26 images failed (3.8%), expected at most 1.0%: empty 1 "
+        f"(empty: copy or download the files again); see {output}/failures.jsonl, mend what it "
+        "names and take another --output, or raise "
         "--max_failure_rate\n",
     )
     assert lines[-1] == f"{output}: made again: {SECOND}"

@@ -22,12 +22,12 @@ from tests.preprocess_fixtures import (
     settings,
     write_split,
 )
+from tests.runner_fixtures import PATH, dask_cluster, dask_flags, local_flags
 from tests.test_pipelines_preprocess import spoil
 
 pytestmark = pytest.mark.slow
 
 SHARD_SIZE = 3
-DASK = "--runner=apache_beam.runners.dask.dask_runner.DaskRunner"
 
 
 class KillingEncoder(NotingEncoder):
@@ -65,27 +65,13 @@ def expected(world: Path) -> Mapping[str, bytes]:
 
 @pytest.fixture(autouse=True)
 def path_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Worker processes find our packages and these tests."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", PATH)
 
 
 @pytest.fixture
 def cluster() -> Iterator[distributed.LocalCluster]:
-    """Dask on two processes of two threads."""
-    with distributed.LocalCluster(
-        n_workers=2,
-        threads_per_worker=2,
-        processes=True,
-        host="127.0.0.1",
-        dashboard_address="127.0.0.1:0",
-        silence_logs="CRITICAL",
-    ) as cluster:
-        yield cluster
-
-
-def dask_flags(cluster: distributed.LocalCluster) -> tuple[str, ...]:
-    address = f"--dask_client_address={cluster.scheduler_address}"
-    return DASK, address, "--dask_partition_size=1"
+    with dask_cluster() as found:
+        yield found
 
 
 def make(
@@ -112,8 +98,7 @@ def test_threads_and_processes_publish_the_same_bytes(
     world: Path, expected: Mapping[str, bytes], mode: str, workers: int
 ) -> None:
     output = f"{mode}-{workers}"
-    flags = (f"--direct_running_mode={mode}", f"--direct_num_workers={workers}")
-    assert published(make(world, output, flags)) == expected
+    assert published(make(world, output, local_flags(mode, workers))) == expected
     assert calls(world / f"{output}.log") == calls(world / "in_memory.log")
     here = mode == "multi_threading"
     assert (processes(world / f"{output}.log") == {os.getpid()}) == here

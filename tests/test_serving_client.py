@@ -1,5 +1,6 @@
 """The client: pairing, splitting, retries, deadlines, and refusing models that are not ours."""
 
+import io
 import re
 import socket
 import threading
@@ -11,13 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
+from PIL import Image
 
 from model.errors import InvalidInput, ItemFailure, Reason
+from model.image_bytes import MIN_SIDE
 from serving import contract
 from serving.answers import Answer
 from serving.batches import RequestLimits
 from serving.batching_parameters import BATCHING_FILE, BatchingParameters
-from serving.client import Client, Target, connect
+from serving.client import FILLER, Client, Target, connect
 from serving.contract import Status
 from serving.errors import (
     CallFailed,
@@ -483,3 +486,21 @@ def test_settings_out_of_range_are_refused(in_process: Transport) -> None:
         Retries(attempts=0)
     with pytest.raises(InvalidInput, match="1 or more"):
         RequestLimits(images=0)
+
+
+def test_fillers_make_a_request_whole_and_have_no_row(in_process: Transport) -> None:
+    transport = ScriptedTransport(in_process)
+    client = Client(transport)
+    images = [b"abc", b"defgh", b"ij"]
+    assert client.caption_each(images, fill_to=5) == client.caption_each(images)
+    assert [list(sent) for _, sent, _ in transport.calls] == [[*images, FILLER, FILLER], images]
+    assert len(client.explain_each(images, fill_to=2)) == len(client.nbest_each(images, 4)) == 3
+    assert [len(sent) for _, sent, _ in transport.calls[2:]] == [3, 4]
+    assert client.caption_each([], fill_to=5) == []
+    # Both halves of a request that is refused, too.
+    refused = client.caption_each([b"bad", b"a"], fill_to=3)
+    assert isinstance(refused[0], ItemFailure)
+    assert getattr(refused[1], "caption", None) == tiny_caption(b"a")
+    assert [len(sent) for _, sent, _ in transport.calls[4:]] == [3, 3, 3]
+    with Image.open(io.BytesIO(FILLER)) as image:
+        assert (image.format, image.mode, min(image.size)) == ("PNG", "RGB", MIN_SIDE)
