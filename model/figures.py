@@ -51,7 +51,7 @@ def draw_attention(
         or not numbers.
       OSError: the file cannot be written.
     """
-    maps = _maps(image, words, attention)
+    maps = attention_maps(image, words, attention)
     photo = fitted(image, PANEL_PIXELS)
     panels = [photo, *(overlaid(photo, strength(weights)) for weights in maps)]
     titles = ["", *(_title(word, weights) for word, weights in zip(words, maps, strict=True))]
@@ -113,8 +113,16 @@ def strength(weights: np.ndarray) -> np.ndarray:
     return weights / max(float(weights.max()), _MIN_CONTRAST / weights.size)
 
 
-def _maps(image: np.ndarray, words: Sequence[str], attention: np.ndarray) -> np.ndarray:
-    """Check what belongs together; attention as float32 [T, g, g]."""
+def attention_maps(image: np.ndarray, words: Sequence[str], attention: np.ndarray) -> np.ndarray:
+    """Check what belongs together; arguments as `draw_attention`.
+
+    Returns:
+      The attention of each word, float32 [T, g, g].
+
+    Raises:
+      InvalidInput: shapes that do not fit each other, or weights that are negative, infinite
+        or not numbers.
+    """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise InvalidInput(f"image {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3]")
     attention = np.asarray(attention, np.float32)
