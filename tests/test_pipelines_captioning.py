@@ -51,6 +51,9 @@ class ListSink:
         self.lines.append(payload)
         self.rows.append(json.loads(payload))
 
+    def frame(self, payload: bytes) -> None:
+        assert payload == b""
+
     def fail(self, item: dict[str, str], failure: ItemFailure) -> None:
         self.failures.append((item["key"], failure.reason))
 
