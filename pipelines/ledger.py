@@ -119,9 +119,10 @@ def is_complete(job: Job, coco: bool = False) -> bool:
         results = [FileInfo(**file) for file in summary["files"] if file["file"] == COCO_FILE]
         if not coco or any(storage.size(job.path(COCO_FILE)) == file.bytes for file in results):
             return True
-    # The summary first: it vouches for the other.
+    # The summary first: it vouches for the other. Before a shard was finished neither is the job's.
     for file in (SUMMARY_FILE, COCO_FILE):
-        storage.delete_matching(job.path(file))
+        if summary is not None or storage.match(job.done_path("*")):
+            storage.delete_matching(job.path(file))
     return False
 
 

@@ -61,14 +61,17 @@ def test_every_row_has_its_sidecar_and_its_strip(tmp_path: Path) -> None:
 
 def test_a_strip_shows_the_photograph_and_the_words_of_its_own_caption(tmp_path: Path) -> None:
     """Green photographs; the fake model looks at one quarter for each of two words."""
-    caption_shard(tmp_path, "out", items_of(write_photos(tmp_path / "in", 40)))
-    for index in (0, 39):
+    (tmp_path / "in").mkdir()
+    for index in range(20):
+        (tmp_path / "in" / f"{index:03d}.png").write_bytes(photo(10 * index))
+    caption_shard(tmp_path, "out", items_of(tmp_path / "in"))
+    for index in (0, 9, 19):
         path = tmp_path / "out" / "attention" / f"{index:03d}.png.png"
-        pixels = np.asarray(Image.open(path)).astype(int)
+        pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
         assert pixels.shape[1] == 3 * 150 + 2 * 10 + 2 * 24
         # The photograph of this image, then two maps.
-        assert tuple(pixels[-100, 24 + 75]) == (0, index, 0)
-        first = int(fake_caption(photo(index))[-1], 16)
+        assert abs(pixels[-100, 24 + 75] - (0, 10 * index, 0)).max() <= 8
+        first = int(fake_caption(photo(10 * index))[-1], 16)
         for word in range(2):
             left = 24 + (word + 1) * 160
             panel = pixels[-24 - 10 - 112 : -24 - 10, left : left + 150].sum(axis=2)

@@ -117,6 +117,13 @@ def test_interrupted_and_resumed_in_threads_it_leaves_the_same_bytes(
     assert len(torn) == 2 * 11 + 5
 
 
+@pytest.mark.slow
+def test_processes_write_the_same_bytes(tmp_path: Path) -> None:
+    write_photos(tmp_path / "in", 20, poison=[7])
+    processes = ("--direct_running_mode=multi_processing", "--direct_num_workers=2")
+    assert everything(tmp_path, "two", *processes) == everything(tmp_path, "one")
+
+
 @pytest.mark.parametrize(
     ("sidecars", "message"),
     [
