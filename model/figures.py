@@ -55,8 +55,7 @@ def draw_attention(
         or not numbers.
       OSError: the file cannot be written.
     """
-    maps = _maps(image, words, attention)
-    _check_places(places, maps)
+    maps = attention_maps(image, words, attention, places)
     photo = fitted(image, PANEL_PIXELS)
     panels = [photo, *(overlaid(photo, strength(weights), places) for weights in maps)]
     titles = ["", *(_title(word, weights) for word, weights in zip(words, maps, strict=True))]
@@ -118,8 +117,18 @@ def strength(weights: np.ndarray) -> np.ndarray:
     return weights / max(float(weights.max()), _MIN_CONTRAST / weights.size)
 
 
-def _maps(image: np.ndarray, words: Sequence[str], attention: np.ndarray) -> np.ndarray:
-    """Check what belongs together; attention as float32 [T, g, g]."""
+def attention_maps(
+    image: np.ndarray, words: Sequence[str], attention: np.ndarray, places: np.ndarray
+) -> np.ndarray:
+    """Check what belongs together; arguments as `draw_attention`.
+
+    Returns:
+      The attention of each word, float32 [T, g, g].
+
+    Raises:
+      InvalidInput: shapes that do not fit each other, or weights that are negative, infinite
+        or not numbers.
+    """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise InvalidInput(f"image {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3]")
     attention = np.asarray(attention, np.float32)
@@ -134,15 +143,12 @@ def _maps(image: np.ndarray, words: Sequence[str], attention: np.ndarray) -> np.
         )
     if not np.isfinite(attention).all() or (attention < 0).any():
         raise InvalidInput("attention has weights below 0 or not finite, expected shares of 1")
-    return attention.reshape(-1, side, side)
-
-
-def _check_places(places: np.ndarray, maps: np.ndarray) -> None:
-    if places.shape != (2, maps.shape[1]) or not (np.diff(places) > 0).all():
+    if places.shape != (2, side) or not (np.diff(places) > 0).all():
         raise InvalidInput(
-            f"places {list(places.shape)} for a grid of {maps.shape[1]} rows and columns, expected "
-            "2 of as many, ascending"
+            f"places {list(places.shape)} for a grid of {side} rows and columns, expected 2 of as "
+            "many, ascending"
         )
+    return attention.reshape(-1, side, side)
 
 
 def _title(word: str, weights: np.ndarray) -> str:

@@ -9,8 +9,14 @@ from pipelines.listing import scheme
 from pipelines.manifest_rows import manifest_kind
 
 
-def check_apart(where: str, output: str) -> None:
-    """Raises InvalidInput where results would become inputs of the next run."""
+def check_apart(where: str, output: str, flag: str = "--output") -> None:
+    """Raises InvalidInput where results would become inputs of the next run.
+
+    Args:
+      where: an --input.
+      output: where results are written.
+      flag: what names it.
+    """
     if scheme(where) is None:
         if Path(where).is_dir():
             inside = Path(output).resolve().is_relative_to(Path(where).resolve())
@@ -21,7 +27,7 @@ def check_apart(where: str, output: str) -> None:
     else:
         inside = not manifest_kind(where) and f"{output}/".startswith(f"{where.rstrip('/')}/")
     if inside:
-        raise InvalidInput(f"--output {output}: lies in --input {where}; take one outside it")
+        raise InvalidInput(f"{flag} {output}: lies in --input {where}; take one outside it")
 
 
 def _reaches(pattern: str, output: str) -> bool:

@@ -10,8 +10,8 @@ their images), or a manifest: .txt (one URL or path a line), .csv, .tsv, .json, 
 directories and manifests have the input's name in front. The other columns of a manifest stand
 in the captions' rows, below "columns".
 
-OUTPUT holds captions-*.jsonl, failures-*.jsonl and, once everything is accounted for,
-summary.json, whose ledger says inputs = captioned + failed (by reason) + skipped.
+OUTPUT holds captions-*.jsonl (or .csv, .parquet), failures-*.jsonl and, once everything is
+accounted for, summary.json, whose ledger says inputs = captioned + failed (by reason) + skipped.
 
 The same command again goes on where it stopped. A URL that leads to a loopback, private or
 link-local address fails unless --allow_private names its network; so does one that its site's
@@ -22,9 +22,9 @@ import argparse
 
 from model.errors import InvalidInput
 from model.startup import import_tensorflow
-from pipelines import fetch_settings
+from pipelines import fetch_settings, output_settings
 from pipelines.balance import check_failure_rate
-from pipelines.bulk_job import CAPTIONS_FILE, FAILURES_FILE, BulkConfig, caption_all
+from pipelines.bulk_job import FAILURES_FILE, BulkConfig, caption_all
 from pipelines.caption_rows import Asked
 from pipelines.columns import DEFAULT_URL_COLUMN, Columns
 from pipelines.manifest_rows import TABLE_SUFFIXES
@@ -76,6 +76,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="mark rows whose caption has a lower log-probability; none is dropped",
     )
     parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="draw where the model looked at each word, a PNG an image below OUTPUT/attention",
+    )
+    output_settings.add_arguments(parser)
+    parser.add_argument(
         "--dedupe",
         action="store_true",
         help="caption images of the same bytes once a shard; each has its row",
@@ -101,11 +107,12 @@ def run(args: argparse.Namespace) -> int:
         args.batch_size,
         args.shard_size,
         args.max_failure_rate,
-        Asked(args.nbest, args.min_log_prob),
+        Asked(args.nbest, args.min_log_prob, args.explain),
         args.dedupe,
         frozenset(filter(None, map(str.strip, args.retry_failed.split(",")))),
         args.limit,
         args.sample,
+        output_settings.from_arguments(args),
     )
     columns = _columns(args)
     target = flags.target(args)
@@ -114,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
 
     ledger = caption_all(args.input, columns, Clients(target), config, args.beam_args)
     output = args.output.rstrip("/")
-    print(f"{ledger}\ncaptions: {output}/{CAPTIONS_FILE.format(name='*')}")
+    print(f"{ledger}\ncaptions: {output}/{config.outputs.captions_file.format(name='*')}")
     rows = f"{output}/{FAILURES_FILE.format(name='*')}"
     remedy = f"repeat the command with --retry_failed {','.join(ledger.failed)}"
     check_failure_rate(ledger.captioned, ledger.failed, config.max_failure_rate, rows, remedy)

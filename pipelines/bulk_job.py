@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING
 from model.errors import InvalidInput, Reason
 from pipelines.caption_rows import Asked
 from pipelines.fetch_settings import FetchSettings
+from pipelines.output_settings import FORMATS, OutputSettings, captions_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pipelines.captioning import Clients
     from pipelines.columns import Columns
+    from pipelines.jobs import Job
     from pipelines.ledger import Ledger
     from pipelines.partition import Partition
 
-CAPTIONS_FILE = "captions-{name}.jsonl"
 FAILURES_FILE = "failures-{name}.jsonl"
 
 
@@ -38,6 +39,7 @@ class BulkConfig:
       retry: reasons of failures that are to be tried again.
       limit: images to take, the first ones; None for all.
       sample: images to take, by the hash of their keys; None for all.
+      outputs: what is written of the captions.
     """
 
     output: str
@@ -50,6 +52,7 @@ class BulkConfig:
     retry: frozenset[str] = frozenset()
     limit: int | None = None
     sample: int | None = None
+    outputs: OutputSettings = field(default_factory=OutputSettings)
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -89,19 +92,29 @@ def caption_all(
         the ledger does not balance.
     """
     from pipelines.apart import check_apart
-    from pipelines.bulk_plan import Taken
+    from pipelines.bulk_plan import Taken, check_coco_ids
     from pipelines.fetch_order import is_url
     from pipelines.partition import Partition
     from pipelines.proxies import Proxies
     from pipelines.runner import check_beam_args
+    from pipelines.sidecars import check_directory
     from pipelines.sources import Sources
+    from pipelines.storage import absolute_path
 
     check_beam_args(beam_args, config.output)
     inputs = [inputs] if isinstance(inputs, str) else inputs
     for where in inputs:
         check_apart(where, config.output)
+    outputs = config.outputs
+    if outputs.sidecars is not None:
+        directory = absolute_path(outputs.sidecars).rstrip("/")
+        outputs = replace(outputs, sidecars=directory)
+        config = replace(config, outputs=outputs)
+        check_directory(directory, _job(config), list(inputs))
     taken = Taken(Sources(inputs, columns), config.limit, config.sample)
     with Partition(taken) as images:
+        if outputs.coco_results:
+            check_coco_ids(images)
         Proxies(config.fetch.allow_proxy).check(filter(is_url, images.sources()))
         return _caption(images, taken.skipped, clients, config, beam_args)
 
@@ -116,17 +129,11 @@ def _caption(
     from pipelines.bulk_plan import plan
     from pipelines.captioning import CaptionSettings, CaptionShard
     from pipelines.job_plan import delete_old_specs
-    from pipelines.jobs import Job
-    from pipelines.ledger import (
-        SUMMARY_FILE,
-        WriteSummary,
-        check_counted,
-        is_complete,
-        read_ledger,
-    )
+    from pipelines.ledger import WriteSummary, check_counted, is_complete, read_ledger
     from pipelines.shards import hold_output, run_job
+    from pipelines.sidecars import remove_scratch
 
-    job = Job("bulk", config.output, CAPTIONS_FILE, FAILURES_FILE, published=SUMMARY_FILE)
+    outputs = config.outputs
     with clients.open() as client:
         name, version = client.model
         config.asked.check(client.check())
@@ -138,15 +145,41 @@ def _caption(
             asked=config.asked,
             dedupe=config.dedupe,
             retry=config.retry,
+            format=outputs.format,
+            sidecars=outputs.sidecars,
         )
-        with hold_output(replace(job, amendable=True), beam_args) as job:
+        with hold_output(_job(config), beam_args) as job:
             job = plan(job, images, settings, config.shard_size)
-            if is_complete(job):
+            if is_complete(job, outputs.coco_results):
                 print(f"{config.output} is complete; nothing to do")
             else:
                 work = CaptionShard(clients.pinned(version), settings)
-                publish = WriteSummary(job, skipped, {"name": name, "version": version})
+                model = {"name": name, "version": version}
+                publish = WriteSummary(job, skipped, model, settings.rows, outputs.coco_results)
                 counted = run_job(job, work, publish, beam_args)
                 check_counted(read_ledger(job), counted)
             delete_old_specs(job)
+            if outputs.sidecars is not None:
+                remove_scratch(outputs.sidecars)
             return read_ledger(job)
+
+
+def _job(config: BulkConfig) -> "Job":
+    """The job, without specs."""
+    from pipelines.companions import ATTENTION_DIR
+    from pipelines.jobs import Job
+    from pipelines.ledger import SUMMARY_FILE
+    from pipelines.sidecars import scratch_pattern
+
+    outputs = config.outputs
+    return Job(
+        "bulk",
+        config.output,
+        outputs.captions_file,
+        FAILURES_FILE,
+        published=SUMMARY_FILE,
+        amendable=True,
+        other_files=tuple(captions_file(other) for other in FORMATS if other != outputs.format),
+        trees=(ATTENTION_DIR,),
+        scratch=() if outputs.sidecars is None else (scratch_pattern(outputs.sidecars),),
+    )

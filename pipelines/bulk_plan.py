@@ -7,11 +7,15 @@ from itertools import islice
 from typing import Any
 
 from pipelines.captioning import CaptionSettings
+from pipelines.coco_results import check_ids
 from pipelines.job_plan import hash_of, plan_job, planned_shards, with_retries
 from pipelines.jobs import Job
 from pipelines.listing import Found
 from pipelines.partition import Partition
 from pipelines.sources import Sources
+
+# Items in memory while their keys are looked at.
+_AT_ONCE = 10_000
 
 
 class Taken:
@@ -66,6 +70,12 @@ class _Shards:
             yield f"{index:05d}-of-{self._count:05d}", items
 
 
+def check_coco_ids(partition: Partition) -> None:
+    """Raise InvalidInput, as `check_ids`, for keys that are no images of COCO's."""
+    shards = partition.shards(-(-partition.items // _AT_ONCE) or 1)
+    check_ids(str(item["key"]) for items in shards for item in items)
+
+
 def plan(job: Job, partition: Partition, settings: CaptionSettings, shard_size: int) -> Job:
     """Cut the images into shards, and find what an earlier run made of them.
 
@@ -82,5 +92,6 @@ def plan(job: Job, partition: Partition, settings: CaptionSettings, shard_size: 
     count = planned_shards(job) or -(-partition.items // shard_size)
     # What was passed over decides no row: a stray text file must not keep a job from going on.
     model = {"name": settings.model_name, "version": settings.model_version}
-    job = plan_job(job, _Shards(partition, count), asdict(settings.asked), made_by=model)
+    decides = asdict(settings.asked) | {"format": settings.format, "sidecars": settings.sidecars}
+    job = plan_job(job, _Shards(partition, count), decides, made_by=model)
     return with_retries(job, settings.retry)

@@ -17,15 +17,19 @@ from model.image_bytes import canonicalise
 from pipelines.caption_rows import Asked, Told
 from pipelines.clients import Clients
 from pipelines.columns import CARRIED
+from pipelines.companions import Companions
 from pipelines.crashes import CarefulDecoder, Decode, begun
-from pipelines.earlier import Row, RowSink
+from pipelines.earlier import RowSink
 from pipelines.fetch import Fetcher, process_fetcher
 from pipelines.fetch_order import is_url, spread_hosts
 from pipelines.fetch_settings import FetchSettings
 from pipelines.image_files import read_item
 from pipelines.jobs import Item
+from pipelines.output_settings import JSON_LINES
 from pipelines.read_ahead import read_ahead
+from pipelines.row_formats import Row, RowFormat
 from pipelines.sink import Sink
+from serving import contract
 from serving.client import Client
 
 # Enough to hide the latency of a web server; decoding leaves Python's lock.
@@ -49,6 +53,8 @@ class CaptionSettings:
       asked: what a row says besides the caption.
       dedupe: send images of the same bytes once.
       retry: reasons of an earlier run's failures to try again.
+      format: of the rows.
+      sidecars: directory of a small text for each caption; None for none.
     """
 
     model_name: str
@@ -58,6 +64,13 @@ class CaptionSettings:
     asked: Asked = field(default_factory=Asked)
     dedupe: bool = False
     retry: frozenset[str] = frozenset()
+    format: str = JSON_LINES
+    sidecars: str | None = None
+
+    @property
+    def rows(self) -> RowFormat:
+        """How they are written."""
+        return RowFormat(self.format, self.asked.row_fields)
 
 
 @dataclass(frozen=True)
@@ -102,18 +115,22 @@ class CaptionShard:
           InvalidInput: another version of the model answers than at the start.
         """
         items = spread_hosts(items)
-        rows = RowSink(sink, items, self._is_current, self._settings.asked.counts)
-        if rows.waiting:
-            # Once loaded, a model stays so for the next shard.
-            self._model = self._model or self._clients.load()
-            with (
-                begun(sink.job, sink.spec.name) as crashed,
-                CarefulDecoder(self._decode) as careful,
-            ):
-                self._caption_all(rows, careful if crashed else self._decode)
-        rows.finish()
+        settings = self._settings
+        strips = settings.asked.explain
+        with Companions(sink.job, settings.sidecars, strips=strips) as companions:
+            current = partial(self._is_current, companions)
+            rows = RowSink(sink, items, current, settings.asked.counts, settings.rows, companions)
+            if rows.waiting:
+                # Once loaded, a model stays so for the next shard.
+                self._model = self._model or self._clients.load()
+                with (
+                    begun(sink.job, sink.spec.name) as crashed,
+                    CarefulDecoder(self._decode) as careful,
+                ):
+                    self._caption_all(rows, companions, careful if crashed else self._decode)
+            rows.finish()
 
-    def _caption_all(self, rows: RowSink, decode: Decode) -> None:
+    def _caption_all(self, rows: RowSink, companions: Companions, decode: Decode) -> None:
         outcomes: dict[str, _Outcome] = {}
         for item, read, answer in self._answered(rows.waiting, decode):
             if isinstance(read, ItemFailure):
@@ -125,7 +142,7 @@ class CaptionShard:
             if isinstance(outcome, ItemFailure):
                 rows.fail(item, outcome)
             else:
-                rows.write(self._row(item, read, outcome))
+                rows.write(self._row(item, read, outcome, companions))
 
     def _answered(
         self, items: Sequence[Item], decode: Decode
@@ -167,17 +184,23 @@ class CaptionShard:
                 "it captions everything by the version that answers then, the same on every replica"
             )
 
-    def _is_current(self, row: Row) -> bool:
+    def _is_current(self, companions: Companions, row: Row) -> bool:
         """Whether a row that an earlier run left would be made again."""
         if "reason" in row:
             # What the model refused, another one may take.
             return row["reason"] not in self._settings.retry | {Reason.MODEL_ERROR}
         made_by = (row["model"], row["model_version"])
-        return made_by == (self._settings.model_name, self._settings.model_version)
+        wanted = (self._settings.model_name, self._settings.model_version)
+        return made_by == wanted and companions.has_strip(row["key"])
 
-    def _row(self, item: Item, read: _Image, told: Told) -> Row:
-        # The server may have changed its model, and replicas may differ.
-        self._check_model(self._settings.model_name, told.model_version)
+    def _row(self, item: Item, read: _Image, told: Told, companions: Companions) -> Row:
+        for version in told.versions:
+            # The server may have changed its model, and replicas may differ.
+            self._check_model(self._settings.model_name, version)
+        strip = {}
+        if told.strip is not None:
+            companions.write_strip(item["key"], told.strip)
+            strip = {contract.ATTENTION: companions.strip_of(item["key"])}
         return {
             "key": item["key"],
             "source": item["source"],
@@ -187,8 +210,9 @@ class CaptionShard:
             "width": read.width,
             "height": read.height,
             "model": self._settings.model_name,
-            "model_version": told.model_version,
+            "model_version": self._settings.model_version,
             **self._settings.asked.fields(told),
+            **strip,
             **({CARRIED: item[CARRIED]} if CARRIED in item else {}),
         }
 

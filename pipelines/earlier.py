@@ -5,17 +5,17 @@ says that it would make it again; only the others are worked on.
 """
 
 import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 from model.errors import ItemFailure, Reason
 from pipelines import storage
+from pipelines.companions import Companions
 from pipelines.jobs import FileInfo, Item, Job
+from pipelines.row_formats import Row, RowFormat, read_json_lines
 from pipelines.sink import Sink
 
-Row = Mapping[str, Any]
 # Only failures have one.
 _REASON = "reason"
 
@@ -29,6 +29,8 @@ class RowSink:
       is_current: whether an earlier run's row, or failure row, of the same item would be made
         again.
       count: what to count of a row that is no failure.
+      rows: their format.
+      companions: the small files that belong to them.
     """
 
     def __init__(
@@ -37,10 +39,18 @@ class RowSink:
         items: Sequence[Item],
         is_current: Callable[[Row], bool],
         count: Callable[[Row], dict[str, int]],
+        rows: RowFormat,
+        companions: Companions,
     ) -> None:
         self._sink, self._items, self._count = sink, iter(items), count
-        earlier = _earlier_rows(sink.job, sink.spec.name, items)
-        self._kept = {key: row for key, row in earlier.items() if is_current(row)}
+        self._encoder, self._companions = rows.encoder(), companions
+        earlier = _earlier_rows(sink.job, sink.spec.name, rows)
+        # What an earlier row left beside it goes, unless this run writes its key's anew.
+        self._gone = {key for key, (row, _) in earlier.items() if _REASON not in row}
+        same = (item for item in items if _is_of(earlier, item))
+        kept = ((str(item["key"]), earlier[item["key"]][0]) for item in same)
+        self._kept = {key: row for key, row in kept if is_current(row)}
+        sink.frame(self._encoder.begin())
         self.waiting = [item for item in items if item["key"] not in self._kept]
         """The items to be worked on, each of which must then be written or fail, in order."""
 
@@ -58,6 +68,8 @@ class RowSink:
         """Add what is kept behind the last waiting item."""
         if self._keep_until_next() is not None:
             raise RuntimeError(f"shard {self._sink.spec.name}: a waiting item got no row")
+        self._sink.frame(self._encoder.end())
+        self._companions.finish(sorted(self._gone))
 
     def _keep_until_next(self) -> Item | None:
         for item in self._items:
@@ -71,29 +83,37 @@ class RowSink:
         return None
 
     def _write(self, row: Row) -> None:
-        self._sink.write(storage.json_line(row), **self._count(row))
+        key = str(row["key"])
+        self._gone.discard(key)
+        self._companions.write_sidecar(key, row["caption"])
+        self._sink.write(self._encoder.add(row), **self._count(row))
 
 
-def _earlier_rows(job: Job, name: str, items: Sequence[Item]) -> dict[str, Row]:
-    """By key, the rows and failure rows that the last finished run made of the same items."""
+def _earlier_rows(job: Job, name: str, rows: RowFormat) -> dict[str, tuple[Row, Item | None]]:
+    """By key, the rows and failure rows of the last finished run, each with its item then."""
     result = job.last_result(name) if job.amendable else None
     if result is None:
         return {}
-    then = _read_rows(job.spec_path(name, result.digest))
-    rows = [_read_rows(job.path(file.file), file) for file in (result.output, result.failures)]
+    items = _read(job.spec_path(name, result.digest), read_json_lines)
+    found = [
+        _read(job.path(result.output.file), rows.read, result.output),
+        _read(job.path(result.failures.file), read_json_lines, result.failures),
+    ]
     # Without all of them, a run that was killed while it renamed them is gone on from.
-    if then is None or None in rows:
+    if items is None or None in found:
         return {}
-    same = {str(item["key"]) for item in _common(then, items)}
-    return {row["key"]: row for row in chain(*filter(None, rows)) if row["key"] in same}
+    by_key = {item["key"]: item for item in items}
+    return {row["key"]: (row, by_key.get(row["key"])) for row in chain(*filter(None, found))}
 
 
-def _common(then: Sequence[Item], now: Sequence[Item]) -> Iterator[Item]:
-    by_key = {item["key"]: item for item in then}
-    return (item for item in now if by_key.get(item["key"]) == item)
+def _is_of(earlier: Mapping[str, tuple[Row, Item | None]], item: Item) -> bool:
+    """Whether an item has an earlier row, and is the same as then."""
+    return item["key"] in earlier and earlier[item["key"]][1] == item
 
 
-def _read_rows(path: str, info: FileInfo | None = None) -> list[Any] | None:
+def _read(
+    path: str, read: Callable[[bytes], list[Any]], info: FileInfo | None = None
+) -> list[Any] | None:
     """The rows of a file, or None where it is not there or, with `info`, another one."""
     try:
         data = storage.read_bytes(path)
@@ -102,6 +122,6 @@ def _read_rows(path: str, info: FileInfo | None = None) -> list[Any] | None:
     if info is not None and hashlib.sha256(data).hexdigest() != info.sha256:
         return None
     try:
-        return [json.loads(line) for line in data.splitlines() if line]
+        return read(data)
     except ValueError:
         return None

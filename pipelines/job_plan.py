@@ -165,10 +165,13 @@ def _clear(job: Job) -> None:
     """Remove what is left of a job without a finished shard, whichever it was."""
     found = storage.read_json(job.path(JOB_FILE))
     shards = found["shards"] if isinstance(found, dict) and "shards" in found else ()
-    outputs = {job.path(job.output_file.format(name=name)) for name in shards}
-    there = storage.match(job.path(job.output_file.format(name="*")))
     # Before the file that names them, or a kill would leave shards of another job behind.
-    storage.delete(*(path for path in there if path in outputs))
+    for file in (job.output_file, job.failures_file, *job.other_files):
+        outputs = {job.path(file.format(name=name)) for name in shards}
+        there = storage.match(job.path(file.format(name="*")))
+        storage.delete(*(path for path in there if path in outputs))
+    for tree in job.trees if shards else ():
+        storage.delete(*storage.match(job.path(tree, "**")))
     files = (*storage.match(job.path(WORK_DIR, "*")), *storage.match(job.path(WORK_DIR, "*", "*")))
     kept = job.path(LEASE_DIR) + "/"
     storage.delete(*(path for path in files if not path.startswith(kept)))

@@ -105,6 +105,9 @@ class Job:
       lease: the launch's right to write OUTPUT; None where nobody else can.
       published: the file below OUTPUT that says it is complete.
       amendable: whether its inputs may change after shards were finished.
+      other_files: what a shard's file is called under other settings, as `output_file`.
+      trees: directories below OUTPUT that are the job's with all that is in them.
+      scratch: patterns of files outside OUTPUT whose temporary files are the job's.
     """
 
     stage: str
@@ -115,6 +118,9 @@ class Job:
     lease: Lease | None = None
     published: str | None = None
     amendable: bool = False
+    other_files: tuple[str, ...] = ()
+    trees: tuple[str, ...] = ()
+    scratch: tuple[str, ...] = ()
 
     def path(self, *parts: str) -> str:
         """A path below OUTPUT."""
@@ -181,12 +187,12 @@ def read_spec(spec: ShardSpec) -> bytes | None:
     return data if hashlib.sha256(data).hexdigest() == spec.digest else None
 
 
-def check_name(output: str) -> None:
-    """Raise InvalidInput for an OUTPUT that Beam takes for a pattern."""
+def check_name(output: str, flag: str = "--output") -> None:
+    """Raise InvalidInput for an OUTPUT, or what a flag names, that Beam takes for a pattern."""
     if found := [character for character in _PATTERN_CHARACTERS if character in output]:
         raise InvalidInput(
-            f"--output {output}: has {' '.join(found)}, expected a name that is no pattern "
-            f"(none of {' '.join(_PATTERN_CHARACTERS)}); take another --output"
+            f"{flag} {output}: has {' '.join(found)}, expected a name that is no pattern "
+            f"(none of {' '.join(_PATTERN_CHARACTERS)}); take another {flag}"
         )
 
 

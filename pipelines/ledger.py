@@ -8,13 +8,16 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from model.errors import CheckFailed, InvalidInput
 from pipelines import storage
 from pipelines.balance import equation
+from pipelines.coco_results import COCO_FILE, CocoResults, coco_results
 from pipelines.jobs import FileInfo, Job, ShardResult, ShardSpec, failed_by_reason
+from pipelines.row_formats import Row, RowFormat
 
 SUMMARY_FILE = "summary.json"
 
@@ -47,14 +50,22 @@ class WriteSummary:
       job: with its specs.
       skipped: inputs passed over, by kind.
       model: "name" and "version" of the model.
+      rows: format of the captions' rows.
+      coco: whether captions.json is written, too.
     """
 
     job: Job
     skipped: Mapping[str, int]
     model: Mapping[str, Any]
+    rows: RowFormat = field(default_factory=RowFormat)
+    coco: bool = False
 
     def __call__(self, results: list[ShardResult]) -> None:
         """Raises CheckFailed, naming both sides, when they differ."""
+        with coco_results(self.job) if self.coco else nullcontext() as coco:
+            self._publish(results, coco)
+
+    def _publish(self, results: list[ShardResult], coco: CocoResults | None) -> None:
         expected = {spec.name: spec for spec in self.job.specs}
         if [result.name for result in results] != sorted(expected):
             raise CheckFailed(
@@ -67,20 +78,26 @@ class WriteSummary:
             failed=failed_by_reason(results),
         )
         for result in results:
-            found = _add(found, _read_shard(self.job, expected[result.name], result))
+            captions = _read_rows(self.job, result.output, self.rows)
+            failures = _read_rows(self.job, result.failures, RowFormat())
+            _check_keys(self.job, expected[result.name], [*captions, *failures])
+            found = _add(found, len(captions), Counter(str(row["reason"]) for row in failures))
+            if coco is not None:
+                coco.add(captions)
         if _plain(counted) != _plain(found) or not _balances(found):
             raise CheckFailed(
                 f"the shards report {_plain(counted)}, their rows say {_plain(found)}; delete "
                 f"{self.job.path('_work', 'done')} and repeat the command"
             )
+        files = [file for result in results for file in (result.output, result.failures)]
+        if coco is not None:
+            files.append(coco.publish())
         storage.write_json(
             self.job.path(SUMMARY_FILE),
             {
                 "ledger": asdict(found),
                 "model": dict(self.model),
-                "files": [
-                    asdict(file) for result in results for file in (result.output, result.failures)
-                ],
+                "files": [asdict(file) for file in files],
             },
         )
 
@@ -90,13 +107,22 @@ class WriteSummary:
         return Ledger(inputs, 0, {}, dict(self.skipped))
 
 
-def is_complete(job: Job) -> bool:
-    """Whether all shards are there, and the summary; a summary without them is removed."""
-    path = job.path(SUMMARY_FILE)
-    summary = storage.read_json(path)
+def is_complete(job: Job, coco: bool = False) -> bool:
+    """Whether all shards are there, and the summary; a summary without them is removed.
+
+    Args:
+      job: with its specs.
+      coco: whether captions.json must be there, too.
+    """
+    summary = storage.read_json(job.path(SUMMARY_FILE))
     if summary is not None and all(job.result(spec) for spec in job.specs):
-        return True
-    storage.delete_matching(path)
+        results = [FileInfo(**file) for file in summary["files"] if file["file"] == COCO_FILE]
+        if not coco or any(storage.size(job.path(COCO_FILE)) == file.bytes for file in results):
+            return True
+    # The summary first: it vouches for the other. Before a shard was finished neither is the job's.
+    for file in (SUMMARY_FILE, COCO_FILE):
+        if summary is not None or storage.match(job.done_path("*")):
+            storage.delete_matching(job.path(file))
     return False
 
 
@@ -129,11 +155,9 @@ def check_counted(ledger: Ledger, counted: tuple[int, Mapping[str, int]] | None)
         )
 
 
-def _read_shard(job: Job, spec: ShardSpec, result: ShardResult) -> tuple[int, Counter[str]]:
-    """Captioned, and failed by reason, as the rows of one shard say."""
-    captions = _read_rows(job, result.output)
-    failures = _read_rows(job, result.failures)
-    found = sorted(str(row["key"]) for row in (*captions, *failures))
+def _check_keys(job: Job, spec: ShardSpec, rows: Sequence[Row]) -> None:
+    """Raise CheckFailed where an item of a shard has not exactly one row."""
+    found = sorted(str(row["key"]) for row in rows)
     wanted = sorted(str(item["key"]) for item in storage.read_json_lines(spec.path))
     if found != wanted:
         wrong = sorted((Counter(found) - Counter(wanted)) | (Counter(wanted) - Counter(found)))
@@ -141,10 +165,9 @@ def _read_shard(job: Job, spec: ShardSpec, result: ShardResult) -> tuple[int, Co
             f"shard {spec.name}: {wrong[0]!r} (and {len(wrong) - 1} other keys) not in exactly one "
             f"row; delete {job.done_path(spec.name)} and repeat the command"
         )
-    return len(captions), Counter(str(row["reason"]) for row in failures)
 
 
-def _read_rows(job: Job, file: FileInfo) -> list[dict[str, Any]]:
+def _read_rows(job: Job, file: FileInfo, rows: RowFormat) -> list[dict[str, Any]]:
     path = job.path(file.file)
     try:
         data = storage.read_bytes(path)
@@ -155,11 +178,10 @@ def _read_rows(job: Job, file: FileInfo) -> list[dict[str, Any]]:
             f"{path}: {len(data)} bytes that are not the {file.bytes} that were written; "
             "take another --output"
         )
-    return [json.loads(line) for line in data.splitlines()]
+    return rows.read(data)
 
 
-def _add(ledger: Ledger, shard: tuple[int, Counter[str]]) -> Ledger:
-    captioned, failed = shard
+def _add(ledger: Ledger, captioned: int, failed: Counter[str]) -> Ledger:
     total = Counter(ledger.failed) + failed
     return replace(
         ledger, captioned=ledger.captioned + captioned, failed=dict(sorted(total.items()))

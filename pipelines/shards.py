@@ -221,8 +221,9 @@ def _delete_temporary_files(job: Job) -> None:
     # Without a lease, nobody says what the filesystem's clock says now.
     before = job.lease.check() - EXPIRES_AFTER_S if job.lease is not None else 0.0
     files = (job.output_file.format(name="*"), job.failures_file.format(name="*"))
-    for file in (*files, "*", f"{WORK_DIR}/*", f"{WORK_DIR}/*/*"):
-        storage.delete_left_over(job.path(f"{file}{storage.TEMPORARY_MARK}*"), before)
+    there = map(job.path, (*files, "*", f"{WORK_DIR}/*", f"{WORK_DIR}/*/*"))
+    for path in (*there, *job.scratch):
+        storage.delete_left_over(f"{path}{storage.TEMPORARY_MARK}*", before)
 
 
 @contextmanager

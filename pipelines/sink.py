@@ -29,9 +29,9 @@ class Sink:
         self._counts: Counter[str] = Counter()
         self._written = 0
         with ExitStack() as stack:
-            self._output = _HashedFile(job, job.output_file.format(name=spec.name))
+            self._output = HashedFile(job, job.output_file.format(name=spec.name))
             stack.callback(self._output.discard)
-            self._failures = _HashedFile(job, job.failures_file.format(name=spec.name))
+            self._failures = HashedFile(job, job.failures_file.format(name=spec.name))
             stack.callback(self._failures.discard)
             self._stack = stack.pop_all()
 
@@ -45,6 +45,10 @@ class Sink:
         """Add one more row or record of the item written last; it counts as no item."""
         self._output.write(payload)
         self._counts.update(counts)
+
+    def frame(self, payload: bytes) -> None:
+        """Add what stands before the first row or behind the last one."""
+        self._output.write(payload)
 
     def fail(self, item: Item, failure: ItemFailure, **counts: int) -> None:
         """Account for an item that has no row; `counts` go to the result."""
@@ -108,16 +112,18 @@ class Sink:
         self._failures.write(storage.json_line(row))
 
 
-class _HashedFile:
-    """A file that gets its name at the end, hashed on the way."""
+class HashedFile:
+    """A file below OUTPUT that gets its name at the end, hashed on the way."""
 
     def __init__(self, job: Job, name: str) -> None:
+        """Opens it; to be written, closed and published, and to be discarded whatever happens."""
         self._name = name
         self._file = storage.TemporaryFile(job.path(name))
         self._sha256, self._bytes = hashlib.sha256(), 0
         self.close, self.discard = self._file.close, self._file.discard
 
     def write(self, data: bytes) -> None:
+        """Append."""
         self._file.write(data)
         self._sha256.update(data)
         self._bytes += len(data)

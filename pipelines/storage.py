@@ -74,13 +74,18 @@ class TemporaryFile:
 
     Args:
       path: the name.
+      scratch: directory on the same filesystem that it lies in until then; beside its name when
+        omitted.
     """
 
-    def __init__(self, path: str) -> None:
-        self._path, self._temporary = path, temporary_path(path)
+    def __init__(self, path: str, scratch: str | None = None) -> None:
+        self._path = path
+        self._temporary = temporary_path(path if scratch is None else f"{scratch}/file")
         self._there = True
         try:
             self._file = open_write(self._temporary)
+            if scratch is not None:
+                make_directory(FileSystems.split(path)[0])
         except BaseException:
             # A full disk may take the name and refuse the rest.
             self._remove()
@@ -123,9 +128,14 @@ class TemporaryFile:
 
 
 @contextmanager
-def replacing(path: str) -> Iterator[TemporaryFile]:
-    """A file that is renamed to PATH when the block ends well, and removed when it does not."""
-    file = TemporaryFile(path)
+def replacing(path: str, scratch: str | None = None) -> Iterator[TemporaryFile]:
+    """A file that is renamed to PATH when the block ends well, and removed when it does not.
+
+    Args:
+      path: its name.
+      scratch: as of TemporaryFile.
+    """
+    file = TemporaryFile(path, scratch)
     try:
         yield file
         file.close()
@@ -185,9 +195,9 @@ def read_json(path: str) -> Any:
     return json.loads(read_bytes(path))
 
 
-def write_bytes(path: str, data: bytes) -> None:
-    """Write a whole file, by rename."""
-    with replacing(path) as file:
+def write_bytes(path: str, data: bytes, scratch: str | None = None) -> None:
+    """Write a whole file, by rename; `scratch` as of TemporaryFile."""
+    with replacing(path, scratch) as file:
         file.write(data)
 
 
@@ -206,11 +216,18 @@ def write_json(path: str, value: Any) -> None:
 
 def json_line(row: Any) -> bytes:
     """One row of a JSON-lines file; the same row always has the same bytes."""
+    return f"{json_text(row)}\n".encode()
+
+
+def json_text(value: Any) -> str:
+    """JSON that UTF-8 can hold; the same value always has the same text."""
+    text = json.dumps(value, ensure_ascii=False)
     try:
-        return (json.dumps(row, ensure_ascii=False) + "\n").encode()
+        text.encode()
     except UnicodeEncodeError:
         # Half a surrogate pair, which JSON may hold and UTF-8 may not.
-        return (json.dumps(row) + "\n").encode()
+        return json.dumps(value)
+    return text
 
 
 def read_json_lines(path: str) -> list[Any]:

@@ -33,6 +33,8 @@ class World:
     not_finite: bool = False
     # The version that answers tell, where it is not that of the metadata.
     answers_tell: int | None = None
+    # The version that answers to `explain` tell, where it is another one.
+    explains_as: int | None = None
     batches: ClassVar[list[int]] = []
     connects = 0
 
@@ -40,6 +42,7 @@ class World:
     def reset(cls) -> None:
         cls.versions, cls.unavailable_after, cls.not_finite = (VERSION,), None, False
         cls.batches, cls.connects, cls.answers_tell = [], 0, None
+        cls.explains_as = None
 
 
 def connect_fake(target: Target) -> Client:
@@ -77,13 +80,16 @@ class FakeTransport:
         status = {contract.STATUS: np.zeros(count, np.int32)}
         if signature == contract.NBEST:
             return Answer(status | _ranked(captions, scores), World.answers_tell or self._version)
-        assert signature == contract.SERVING_DEFAULT
         outputs = status | {
             contract.CAPTION: np.array([caption.encode() for caption in captions], object),
             contract.LOG_PROB: np.array(scores, np.float32),
             contract.TOKEN_IDS: np.ones((count, TOKENS), np.int32),
             contract.LENGTH: np.full(count, TOKENS, np.int32),
         }
+        if signature == contract.EXPLAIN:
+            explained = outputs | _explained(captions)
+            return Answer(explained, World.explains_as or World.answers_tell or self._version)
+        assert signature == contract.SERVING_DEFAULT
         return Answer(outputs, World.answers_tell or self._version)
 
     def metadata(self, timeout_s: float) -> ModelMetadata:
@@ -99,6 +105,19 @@ class FakeTransport:
 
     def close(self) -> None:
         pass
+
+
+def _explained(captions: Sequence[str]) -> dict[str, np.ndarray]:
+    """The words of each, and a grid of 2 × 2 cells that the caption decides."""
+    attention = [
+        [np.roll([0.7, 0.1, 0.1, 0.1], int(caption[-1], 16) + word) for word in range(TOKENS)]
+        for caption in captions
+    ]
+    return {
+        contract.WORDS: np.array([caption.encode().split() for caption in captions], object),
+        contract.ATTENTION: np.array(attention, np.float32).reshape(-1, TOKENS, 4),
+        contract.PLACES: np.full((len(captions), 2, 2), [0.1, 0.6], np.float32),
+    }
 
 
 def _ranked(captions: Sequence[str], scores: Sequence[float]) -> dict[str, np.ndarray]:

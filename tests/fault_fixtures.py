@@ -16,8 +16,10 @@ from unittest import mock
 from model.errors import Reason
 from pipelines import storage
 from pipelines.bulk_job import BulkConfig, caption_all
+from pipelines.caption_rows import Asked
 from pipelines.clients import Clients, Target
 from pipelines.manifests import Columns
+from pipelines.output_settings import OutputSettings
 from pipelines.records_job import preprocess
 from tests.bulk_fixtures import NAME, World, connect_fake
 from tests.preprocess_fixtures import FakeEncoder, settings
@@ -34,6 +36,8 @@ KINDS = {
     "shard failures": r"/_work/failures/",
     "done": r"/_work/done/",
     "begun": r"/_work/begun/",
+    "strip": r"/attention/",
+    "sidecar": r"-txt/",
     "shard": r"\.tfrecord|/captions-",
     "failures": r"/failures",
     "vocabulary": r"/vocabulary\.json",
@@ -134,9 +138,21 @@ def caption_noted(world: Path, output: str, events: Events) -> None:
         caption_all(str(world / "in"), Columns(), clients, config)
 
 
+def caption_with_companions(world: Path, output: str, events: Events) -> None:
+    """Caption WORLD/in as Parquet, with strips, and sidecars in WORLD/OUTPUT-txt."""
+    World.reset()
+    outputs = OutputSettings("parquet", f"{world / output}-txt")
+    asked = Asked(explain=True)
+    config = BulkConfig(str(world / output), batch_size=2, asked=asked, outputs=outputs)
+    clients = Clients(Target("models/fake", None, NAME), connect_fake)
+    with noted(events):
+        caption_all(str(world / "in"), Columns(), clients, config)
+
+
 STAGES: Mapping[str, Callable[[Path, str, Events], None]] = {
     "preprocess": make_noted,
     "bulk": caption_noted,
+    "bulk with companions": caption_with_companions,
 }
 
 

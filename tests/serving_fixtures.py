@@ -22,8 +22,7 @@ from serving.server import Server
 from serving.server_settings import ServerSettings
 
 TOKENS = 4
-CELLS = 6
-# Of a grid of three rows and columns; nothing here compares their number with CELLS.
+CELLS = 9
 PLACES = [[0.1, 0.4, 0.7], [0.2, 0.5, 0.8]]
 HYPOTHESES = 3
 

@@ -31,6 +31,10 @@ MAY_IMPORT = {
     "pipelines/records_view.py": FOR_ALL
     | {"pipelines", "model.photographs", "model.vocabulary", "model.records"}
     | {"model.record_check", "model.record_figures", "model.places"},
+    # Draws attention.
+    "pipelines/attention_strips.py": {
+        f"model.{name}" for name in ("photographs", "sheet", "strips")
+    },
     "export": FOR_ALL
     | {"export", "model"}
     | {f"serving.{name}" for name in ("contract", "batching_parameters", "labels", "layout")},

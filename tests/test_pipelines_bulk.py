@@ -310,6 +310,24 @@ def test_the_command_says_the_same_in_process_and_through_the_server(
     assert {row["model_version"] for row in rows(tmp_path / "a", "captions")} == {2}
 
 
+def test_explained_rows_are_the_same_in_process_and_through_the_server(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    photos = write_photos(tmp_path / "in", 3)
+    common = ["bulk", "--input", str(photos), "--explain", "--nbest", "2", "--output"]
+    assert captionbeam.main([*common, f"{tmp_path}/a", "--model", str(tiny_model)]) == 0
+    with running_server(tiny_model) as server:
+        assert captionbeam.main([*common, f"{tmp_path}/b", "--server", server.address]) == 0
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert contents(tmp_path / "a" / "attention") == contents(tmp_path / "b" / "attention")
+    found = rows(tmp_path / "a", "captions")
+    assert {row["attention"] for row in found} == {
+        f"attention/{path.name}.png" for path in photos.iterdir()
+    }
+    expected = {f.name: f"{tiny_caption(f.read_bytes())} rank 0" for f in photos.iterdir()}
+    assert {row["key"]: row["caption"] for row in found} == expected
+
+
 def test_a_manifest_of_dead_urls_is_accounted_for_and_does_not_pass(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

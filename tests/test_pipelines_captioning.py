@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from serving.errors import ServerUnavailable
 from tests.bulk_fixtures import (
     HYPOTHESES,
     NAME,
+    SIZES,
     VERSION,
     World,
     connect_fake,
@@ -50,6 +52,9 @@ class ListSink:
         self.marked.append(below_min_log_prob)
         self.lines.append(payload)
         self.rows.append(json.loads(payload))
+
+    def frame(self, payload: bytes) -> None:
+        assert payload == b""
 
     def fail(self, item: dict[str, str], failure: ItemFailure) -> None:
         self.failures.append((item["key"], failure.reason))
@@ -287,3 +292,14 @@ def test_more_captions_than_the_model_has_are_refused_before_anything_is_sent() 
     Asked(nbest=HYPOTHESES).check(model)
     with pytest.raises(InvalidInput, match="--nbest 5: fake has 4 captions of an image"):
         Asked(nbest=HYPOTHESES + 1).check(model)
+
+
+def test_attention_that_cannot_be_drawn_is_refused_before_anything_is_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for cells, fits in ((49, True), (6, False)):
+        monkeypatch.setitem(SIZES, "P", cells)
+        model = connect_fake(IN_PROCESS).check()
+        Asked().check(model)
+        with nullcontext() if fits else pytest.raises(InvalidInput, match="looks at 6 cells"):
+            Asked(explain=True).check(model)
