@@ -4,7 +4,8 @@ What is heavy is imported inside the functions: the command reads its defaults f
 must answer a wrong flag at once.
 """
 
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from model.errors import InvalidInput, Reason
@@ -12,12 +13,15 @@ from pipelines.caption_rows import Asked
 from pipelines.fetch_settings import FetchSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from pipelines.captioning import Clients
+    from pipelines.captioning import CaptionSettings
+    from pipelines.clients import Clients
     from pipelines.columns import Columns
+    from pipelines.jobs import Job
     from pipelines.ledger import Ledger
     from pipelines.partition import Partition
+    from serving.client import Client
 
 CAPTIONS_FILE = "captions-{name}.jsonl"
 FAILURES_FILE = "failures-{name}.jsonl"
@@ -88,22 +92,64 @@ def caption_all(
       CaptionbeamError: the input, the output or the model cannot be used; the model failed;
         the ledger does not balance.
     """
+    from pipelines.runner import check_beam_args
+
+    check_beam_args(beam_args, config.output)
+    with listed(inputs, columns, config) as (images, skipped):
+        return _caption(images, skipped, clients, config, beam_args)
+
+
+@contextmanager
+def listed(
+    inputs: "str | Sequence[str]", columns: "Columns", config: BulkConfig
+) -> "Iterator[tuple[Partition, Mapping[str, int]]]":
+    """The images that a job takes, and what was passed over, by kind; raises InvalidInput."""
     from pipelines.apart import check_apart
     from pipelines.bulk_plan import Taken
     from pipelines.fetch_order import is_url
     from pipelines.partition import Partition
     from pipelines.proxies import Proxies
-    from pipelines.runner import check_beam_args
     from pipelines.sources import Sources
 
-    check_beam_args(beam_args, config.output)
     inputs = [inputs] if isinstance(inputs, str) else inputs
     for where in inputs:
         check_apart(where, config.output)
     taken = Taken(Sources(inputs, columns), config.limit, config.sample)
     with Partition(taken) as images:
         Proxies(config.fetch.allow_proxy).check(filter(is_url, images.sources()))
-        return _caption(images, taken.skipped, clients, config, beam_args)
+        yield images, taken.skipped
+
+
+def new_job(config: BulkConfig) -> "Job":
+    """The job of a configuration, without specs and lease."""
+    from pipelines.jobs import Job
+    from pipelines.ledger import SUMMARY_FILE
+
+    return Job(
+        "bulk",
+        config.output,
+        CAPTIONS_FILE,
+        FAILURES_FILE,
+        published=SUMMARY_FILE,
+        amendable=True,
+    )
+
+
+def caption_settings(client: "Client", config: BulkConfig) -> "CaptionSettings":
+    """What the images are captioned with; raises InvalidInput where the model cannot do it."""
+    from pipelines.captioning import CaptionSettings
+
+    name, version = client.model
+    config.asked.check(client.check())
+    return CaptionSettings(
+        model_name=name,
+        model_version=version,
+        batch_size=config.batch_size,
+        fetch=config.fetch,
+        asked=config.asked,
+        dedupe=config.dedupe,
+        retry=config.retry,
+    )
 
 
 def _caption(
@@ -114,38 +160,20 @@ def _caption(
     beam_args: "Sequence[str]",
 ) -> "Ledger":
     from pipelines.bulk_plan import plan
-    from pipelines.captioning import CaptionSettings, CaptionShard
+    from pipelines.captioning import CaptionShard
     from pipelines.job_plan import delete_old_specs
-    from pipelines.jobs import Job
-    from pipelines.ledger import (
-        SUMMARY_FILE,
-        WriteSummary,
-        check_counted,
-        is_complete,
-        read_ledger,
-    )
+    from pipelines.ledger import WriteSummary, check_counted, is_complete, read_ledger
     from pipelines.shards import hold_output, run_job
 
-    job = Job("bulk", config.output, CAPTIONS_FILE, FAILURES_FILE, published=SUMMARY_FILE)
     with clients.open() as client:
-        name, version = client.model
-        config.asked.check(client.check())
-        settings = CaptionSettings(
-            model_name=name,
-            model_version=version,
-            batch_size=config.batch_size,
-            fetch=config.fetch,
-            asked=config.asked,
-            dedupe=config.dedupe,
-            retry=config.retry,
-        )
-        with hold_output(replace(job, amendable=True), beam_args) as job:
+        settings = caption_settings(client, config)
+        with hold_output(new_job(config), beam_args) as job:
             job = plan(job, images, settings, config.shard_size)
             if is_complete(job):
                 print(f"{config.output} is complete; nothing to do")
             else:
-                work = CaptionShard(clients.pinned(version), settings)
-                publish = WriteSummary(job, skipped, {"name": name, "version": version})
+                work = CaptionShard(clients.pinned(settings.model_version), settings)
+                publish = WriteSummary(job, skipped, settings.model)
                 counted = run_job(job, work, publish, beam_args)
                 check_counted(read_ledger(job), counted)
             delete_old_specs(job)

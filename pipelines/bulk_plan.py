@@ -1,7 +1,7 @@
 """Which images a bulk job takes, and in which shards."""
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from typing import Any
@@ -66,7 +66,13 @@ class _Shards:
             yield f"{index:05d}-of-{self._count:05d}", items
 
 
-def plan(job: Job, partition: Partition, settings: CaptionSettings, shard_size: int) -> Job:
+def plan(
+    job: Job,
+    partition: Partition,
+    settings: CaptionSettings,
+    shard_size: int,
+    make: Callable[..., Job] = plan_job,
+) -> Job:
     """Cut the images into shards, and find what an earlier run made of them.
 
     Args:
@@ -74,6 +80,7 @@ def plan(job: Job, partition: Partition, settings: CaptionSettings, shard_size: 
       partition: the images.
       settings: what they are captioned with.
       shard_size: images in a shard, about, where no earlier run chose the shards.
+      make: plan_job, or foresee_job, which writes nothing.
 
     Raises:
       InvalidInput: OUTPUT holds another job or cannot be used, or an id comes twice.
@@ -81,6 +88,5 @@ def plan(job: Job, partition: Partition, settings: CaptionSettings, shard_size: 
     # A key stays in its shard however many images come, so that its row is found again.
     count = planned_shards(job) or -(-partition.items // shard_size)
     # What was passed over decides no row: a stray text file must not keep a job from going on.
-    model = {"name": settings.model_name, "version": settings.model_version}
-    job = plan_job(job, _Shards(partition, count), asdict(settings.asked), made_by=model)
+    job = make(job, _Shards(partition, count), asdict(settings.asked), made_by=settings.model)
     return with_retries(job, settings.retry)
