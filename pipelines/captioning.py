@@ -137,7 +137,7 @@ class CaptionShard:
     ) -> Iterator[tuple[Item, _Read, _Outcome | None]]:
         """Every item, what was read, and the model's answer where it was asked."""
         settings = self._settings
-        load = partial(_load, process_fetcher(settings.fetch), decode)
+        load = partial(load_image, process_fetcher(settings.fetch), decode)
         ahead = settings.batch_size * _BATCHES_AHEAD
         threads = read_threads(items, settings.batch_size)
         with self._client() as client:
@@ -236,7 +236,7 @@ def read_original(fetcher: Fetcher, item: Item) -> bytes:
     return fetcher.fetch(source) if is_url(source) else read_item(item)
 
 
-def _load(fetcher: Fetcher, decode: Decode, item: Item) -> _Image:
+def load_image(fetcher: Fetcher, decode: Decode, item: Item) -> _Image:
     """Read and canonicalise one item; raises ItemFailure."""
     data = read_original(fetcher, item)
     image = decode(data)

@@ -21,7 +21,7 @@ from apache_beam.transforms.combiners import ToListCombineFn
 
 from model.errors import CaptionbeamError, CheckFailed, InvalidInput, NotRun
 from pipelines import counters, storage, tally
-from pipelines.heaps import return_free_memory
+from pipelines.heaps import freeze_loaded, return_free_memory
 from pipelines.jobs import (
     LEASE_DIR,
     WORK_DIR,
@@ -107,6 +107,7 @@ class ProcessShard(FileDoFn):
             return sink.commit()
         finally:
             sink.abandon()
+            freeze_loaded()
             return_free_memory()
 
 
