@@ -137,12 +137,17 @@ class CaptionShard:
     ) -> Iterator[tuple[Item, _Read, _Outcome | None]]:
         """Every item, what was read, and the model's answer where it was asked."""
         settings = self._settings
-        load = partial(load_image, process_fetcher(settings.fetch), decode)
+        fetcher = process_fetcher(settings.fetch)
+        load = partial(load_image, fetcher, decode)
         ahead = settings.batch_size * _BATCHES_AHEAD
         threads = read_threads(items, settings.batch_size)
         with self._client() as client:
             images: Iterable[tuple[Item, _Read]] = read_ahead(
-                items, load, threads=threads, ahead=ahead
+                items,
+                load,
+                threads=threads,
+                ahead=ahead,
+                known_failure=partial(_known_failure, fetcher),
             )
             if settings.dedupe:
                 images = _once(images)
@@ -234,6 +239,11 @@ def read_original(fetcher: Fetcher, item: Item) -> bytes:
     if not source:
         raise ItemFailure(Reason.INVALID_URL, "an empty cell, expected a URL or a path")
     return fetcher.fetch(source) if is_url(source) else read_item(item)
+
+
+def _known_failure(fetcher: Fetcher, item: Item) -> ItemFailure | None:
+    source = str(item["source"])
+    return fetcher.known_failure(source) if is_url(source) else None
 
 
 def load_image(fetcher: Fetcher, decode: Decode, item: Item) -> _Image:
