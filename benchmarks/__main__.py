@@ -12,6 +12,8 @@ NAMES = (
     "step_profile",
     "self_critical",
     "bulk",
+    "bulk_fetch",
+    "bulk_scale",
     "export",
     "serving",
 )

@@ -101,6 +101,16 @@ def canonicalise(
         return _convert(image, data, read_pixels)
 
 
+def format_of(data: bytes) -> str:
+    """Which of `FORMATS` an image file has (or "MPO"), by its leading bytes.
+
+    Raises:
+      ItemFailure: NOT_AN_IMAGE, TOO_MANY_PIXELS or DECODE.
+    """
+    with _open(data) as image:
+        return str(image.format)
+
+
 def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)

@@ -36,6 +36,11 @@ def top_reasons(failed: Mapping[str, int]) -> str:
     return _listed(failed, _TOP_REASONS)
 
 
+def listed_counts(counts: Mapping[str, int]) -> str:
+    """All counts, the largest first: `JPEG 30, PNG 1`."""
+    return _listed(counts, len(counts))
+
+
 def check_failure_rate(
     done: int, failed: Mapping[str, int], max_failure_rate: float, rows: str, remedy: str
 ) -> None:
@@ -64,7 +69,7 @@ def check_failure_rate(
 
 
 def _named(counts: Mapping[str, int]) -> str:
-    return f" ({_listed(counts, len(counts))})" if counts else ""
+    return f" ({listed_counts(counts)})" if counts else ""
 
 
 def _listed(counts: Mapping[str, int], most: int) -> str:

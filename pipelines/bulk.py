@@ -16,6 +16,9 @@ accounted for, summary.json, whose ledger says inputs = captioned + failed (by r
 The same command again goes on where it stopped. A URL that leads to a loopback, private or
 link-local address fails unless --allow_private names its network; so does one that its site's
 robots.txt forbids, unless --ignore_robots is given. Flags of Beam (--runner=…) are passed on.
+
+--dry_run says what would be done and how long it would take, and writes nothing; with
+--runner=DataflowRunner the job is built, too.
 """
 
 import argparse
@@ -88,6 +91,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=int, metavar="N", help="take the first N images")
     parser.add_argument("--sample", type=int, metavar="N", help="take N images drawn by their keys")
+    # Beam has a flag of that name with a value, which people write in front of Dataflow.
+    parser.add_argument(
+        "--dry_run",
+        nargs="?",
+        const=True,
+        default=False,
+        type=_truth,
+        metavar="True|False",
+        help="count, caption a sample of 32 images, say how long all would take; write nothing",
+    )
     parser.add_argument("--batch_size", type=int, default=default.batch_size, metavar="N")
     parser.add_argument("--shard_size", type=int, default=default.shard_size, metavar="N")
     parser.add_argument(
@@ -119,6 +132,11 @@ def run(args: argparse.Namespace) -> int:
     import_tensorflow()
     from pipelines.clients import Clients
 
+    if args.dry_run:
+        from pipelines.dry_run import dry_run
+
+        print(dry_run(args.input, columns, Clients(target), config, args.beam_args))
+        return 0
     ledger = caption_all(args.input, columns, Clients(target), config, args.beam_args)
     output = args.output.rstrip("/")
     print(f"{ledger}\ncaptions: {output}/{config.outputs.captions_file.format(name='*')}")
@@ -126,6 +144,12 @@ def run(args: argparse.Namespace) -> int:
     remedy = f"repeat the command with --retry_failed {','.join(ledger.failed)}"
     check_failure_rate(ledger.captioned, ledger.failed, config.max_failure_rate, rows, remedy)
     return 0
+
+
+def _truth(said: str) -> bool:
+    if said not in ("True", "False"):
+        raise argparse.ArgumentTypeError(f"{said!r}, expected True or False")
+    return said == "True"
 
 
 def _columns(args: argparse.Namespace) -> Columns:

@@ -4,7 +4,8 @@ What is heavy is imported inside the functions: the command reads its defaults f
 must answer a wrong flag at once.
 """
 
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from model.errors import InvalidInput, Reason
@@ -13,13 +14,15 @@ from pipelines.fetch_settings import FetchSettings
 from pipelines.output_settings import FORMATS, OutputSettings, captions_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from pipelines.captioning import Clients
+    from pipelines.captioning import CaptionSettings
+    from pipelines.clients import Clients
     from pipelines.columns import Columns
     from pipelines.jobs import Job
     from pipelines.ledger import Ledger
     from pipelines.partition import Partition
+    from serving.client import Client
 
 FAILURES_FILE = "failures-{name}.jsonl"
 
@@ -91,32 +94,85 @@ def caption_all(
       CaptionbeamError: the input, the output or the model cannot be used; the model failed;
         the ledger does not balance.
     """
+    from pipelines.runner import check_beam_args
+
+    check_beam_args(beam_args, config.output)
+    with listed(inputs, columns, config) as (images, skipped):
+        return _caption(images, skipped, clients, config, beam_args)
+
+
+@contextmanager
+def listed(
+    inputs: "str | Sequence[str]", columns: "Columns", config: BulkConfig
+) -> "Iterator[tuple[Partition, Mapping[str, int]]]":
+    """The images that a job takes, and what was passed over, by kind; raises InvalidInput."""
     from pipelines.apart import check_apart
     from pipelines.bulk_plan import Taken, check_coco_ids
     from pipelines.fetch_order import is_url
     from pipelines.partition import Partition
     from pipelines.proxies import Proxies
-    from pipelines.runner import check_beam_args
     from pipelines.sidecars import check_directory
     from pipelines.sources import Sources
-    from pipelines.storage import absolute_path
 
-    check_beam_args(beam_args, config.output)
     inputs = [inputs] if isinstance(inputs, str) else inputs
     for where in inputs:
         check_apart(where, config.output)
-    outputs = config.outputs
-    if outputs.sidecars is not None:
-        directory = absolute_path(outputs.sidecars).rstrip("/")
-        outputs = replace(outputs, sidecars=directory)
-        config = replace(config, outputs=outputs)
-        check_directory(directory, _job(config), list(inputs))
+    if (sidecars := _sidecars(config)) is not None:
+        check_directory(sidecars, new_job(config), list(inputs))
     taken = Taken(Sources(inputs, columns), config.limit, config.sample)
     with Partition(taken) as images:
-        if outputs.coco_results:
+        if config.outputs.coco_results:
             check_coco_ids(images)
         Proxies(config.fetch.allow_proxy).check(filter(is_url, images.sources()))
-        return _caption(images, taken.skipped, clients, config, beam_args)
+        yield images, taken.skipped
+
+
+def new_job(config: BulkConfig) -> "Job":
+    """The job of a configuration, without specs and lease."""
+    from pipelines.companions import ATTENTION_DIR
+    from pipelines.jobs import Job
+    from pipelines.ledger import SUMMARY_FILE
+    from pipelines.sidecars import scratch_pattern
+
+    outputs, sidecars = config.outputs, _sidecars(config)
+    return Job(
+        "bulk",
+        config.output,
+        outputs.captions_file,
+        FAILURES_FILE,
+        published=SUMMARY_FILE,
+        amendable=True,
+        other_files=tuple(captions_file(other) for other in FORMATS if other != outputs.format),
+        trees=(ATTENTION_DIR,),
+        scratch=() if sidecars is None else (scratch_pattern(sidecars),),
+    )
+
+
+def caption_settings(client: "Client", config: BulkConfig) -> "CaptionSettings":
+    """What the images are captioned with; raises InvalidInput where the model cannot do it."""
+    from pipelines.captioning import CaptionSettings
+
+    name, version = client.model
+    config.asked.check(client.check())
+    return CaptionSettings(
+        model_name=name,
+        model_version=version,
+        batch_size=config.batch_size,
+        fetch=config.fetch,
+        asked=config.asked,
+        dedupe=config.dedupe,
+        retry=config.retry,
+        format=config.outputs.format,
+        sidecars=_sidecars(config),
+    )
+
+
+def _sidecars(config: BulkConfig) -> str | None:
+    """Where the sidecars go, for workers with another current directory."""
+    from pipelines.storage import absolute_path
+
+    sidecars = config.outputs.sidecars
+    return None if sidecars is None else absolute_path(sidecars).rstrip("/")
 
 
 def _caption(
@@ -127,59 +183,25 @@ def _caption(
     beam_args: "Sequence[str]",
 ) -> "Ledger":
     from pipelines.bulk_plan import plan
-    from pipelines.captioning import CaptionSettings, CaptionShard
+    from pipelines.captioning import CaptionShard
     from pipelines.job_plan import delete_old_specs
     from pipelines.ledger import WriteSummary, check_counted, is_complete, read_ledger
     from pipelines.shards import hold_output, run_job
     from pipelines.sidecars import remove_scratch
 
-    outputs = config.outputs
+    coco_results = config.outputs.coco_results
     with clients.open() as client:
-        name, version = client.model
-        config.asked.check(client.check())
-        settings = CaptionSettings(
-            model_name=name,
-            model_version=version,
-            batch_size=config.batch_size,
-            fetch=config.fetch,
-            asked=config.asked,
-            dedupe=config.dedupe,
-            retry=config.retry,
-            format=outputs.format,
-            sidecars=outputs.sidecars,
-        )
-        with hold_output(_job(config), beam_args) as job:
+        settings = caption_settings(client, config)
+        with hold_output(new_job(config), beam_args) as job:
             job = plan(job, images, settings, config.shard_size)
-            if is_complete(job, outputs.coco_results):
+            if is_complete(job, coco_results):
                 print(f"{config.output} is complete; nothing to do")
             else:
-                work = CaptionShard(clients.pinned(version), settings)
-                model = {"name": name, "version": version}
-                publish = WriteSummary(job, skipped, model, settings.rows, outputs.coco_results)
+                work = CaptionShard(clients.pinned(settings.model_version), settings)
+                publish = WriteSummary(job, skipped, settings.model, settings.rows, coco_results)
                 counted = run_job(job, work, publish, beam_args)
                 check_counted(read_ledger(job), counted)
             delete_old_specs(job)
-            if outputs.sidecars is not None:
-                remove_scratch(outputs.sidecars)
+            if settings.sidecars is not None:
+                remove_scratch(settings.sidecars)
             return read_ledger(job)
-
-
-def _job(config: BulkConfig) -> "Job":
-    """The job, without specs."""
-    from pipelines.companions import ATTENTION_DIR
-    from pipelines.jobs import Job
-    from pipelines.ledger import SUMMARY_FILE
-    from pipelines.sidecars import scratch_pattern
-
-    outputs = config.outputs
-    return Job(
-        "bulk",
-        config.output,
-        outputs.captions_file,
-        FAILURES_FILE,
-        published=SUMMARY_FILE,
-        amendable=True,
-        other_files=tuple(captions_file(other) for other in FORMATS if other != outputs.format),
-        trees=(ATTENTION_DIR,),
-        scratch=() if outputs.sidecars is None else (scratch_pattern(outputs.sidecars),),
-    )

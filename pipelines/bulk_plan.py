@@ -1,7 +1,7 @@
 """Which images a bulk job takes, and in which shards."""
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from typing import Any
@@ -76,7 +76,13 @@ def check_coco_ids(partition: Partition) -> None:
     check_ids(str(item["key"]) for items in shards for item in items)
 
 
-def plan(job: Job, partition: Partition, settings: CaptionSettings, shard_size: int) -> Job:
+def plan(
+    job: Job,
+    partition: Partition,
+    settings: CaptionSettings,
+    shard_size: int,
+    make: Callable[..., Job] = plan_job,
+) -> Job:
     """Cut the images into shards, and find what an earlier run made of them.
 
     Args:
@@ -84,6 +90,7 @@ def plan(job: Job, partition: Partition, settings: CaptionSettings, shard_size: 
       partition: the images.
       settings: what they are captioned with.
       shard_size: images in a shard, about, where no earlier run chose the shards.
+      make: plan_job, or foresee_job, which writes nothing.
 
     Raises:
       InvalidInput: OUTPUT holds another job or cannot be used, or an id comes twice.
@@ -91,7 +98,6 @@ def plan(job: Job, partition: Partition, settings: CaptionSettings, shard_size: 
     # A key stays in its shard however many images come, so that its row is found again.
     count = planned_shards(job) or -(-partition.items // shard_size)
     # What was passed over decides no row: a stray text file must not keep a job from going on.
-    model = {"name": settings.model_name, "version": settings.model_version}
     decides = asdict(settings.asked) | {"format": settings.format, "sidecars": settings.sidecars}
-    job = plan_job(job, _Shards(partition, count), decides, made_by=model)
+    job = make(job, _Shards(partition, count), decides, made_by=settings.model)
     return with_retries(job, settings.retry)

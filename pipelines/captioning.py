@@ -72,6 +72,11 @@ class CaptionSettings:
         """How they are written."""
         return RowFormat(self.format, self.asked.row_fields)
 
+    @property
+    def model(self) -> dict[str, str | int]:
+        """Name and version, as OUTPUT says them."""
+        return {"name": self.model_name, "version": self.model_version}
+
 
 @dataclass(frozen=True)
 class _Image:
@@ -149,13 +154,17 @@ class CaptionShard:
     ) -> Iterator[tuple[Item, _Read, _Outcome | None]]:
         """Every item, what was read, and the model's answer where it was asked."""
         settings = self._settings
-        load = partial(_load, process_fetcher(settings.fetch), decode)
+        fetcher = process_fetcher(settings.fetch)
+        load = partial(load_image, fetcher, decode)
         ahead = settings.batch_size * _BATCHES_AHEAD
-        # Whoever waits for a host has a thread of its own, and holds up nobody else.
-        threads = ahead if any(is_url(str(item["source"])) for item in items) else _READ_THREADS
+        threads = read_threads(items, settings.batch_size)
         with self._client() as client:
             images: Iterable[tuple[Item, _Read]] = read_ahead(
-                items, load, threads=threads, ahead=ahead
+                items,
+                load,
+                threads=threads,
+                ahead=ahead,
+                known_failure=partial(_known_failure, fetcher),
             )
             if settings.dedupe:
                 images = _once(images)
@@ -256,11 +265,28 @@ def _ask(
     ]
 
 
-def _load(fetcher: Fetcher, decode: Decode, item: Item) -> _Image:
-    """Read and canonicalise one item; raises ItemFailure."""
+def read_threads(items: Sequence[Item], batch_size: int) -> int:
+    """Threads that read the images of a shard."""
+    # Whoever waits for a host has a thread of its own, and holds up nobody else.
+    fetched = any(is_url(str(item["source"])) for item in items)
+    return batch_size * _BATCHES_AHEAD if fetched else _READ_THREADS
+
+
+def read_original(fetcher: Fetcher, item: Item) -> bytes:
+    """The bytes of an item's image, wherever it lies; raises ItemFailure."""
     source = str(item["source"])
     if not source:
         raise ItemFailure(Reason.INVALID_URL, "an empty cell, expected a URL or a path")
-    data = fetcher.fetch(source) if is_url(source) else read_item(item)
+    return fetcher.fetch(source) if is_url(source) else read_item(item)
+
+
+def _known_failure(fetcher: Fetcher, item: Item) -> ItemFailure | None:
+    source = str(item["source"])
+    return fetcher.known_failure(source) if is_url(source) else None
+
+
+def load_image(fetcher: Fetcher, decode: Decode, item: Item) -> _Image:
+    """Read and canonicalise one item; raises ItemFailure."""
+    data = read_original(fetcher, item)
     image = decode(data)
     return _Image(hashlib.sha256(data).hexdigest(), image.width, image.height, image.data)

@@ -101,6 +101,16 @@ class Fetcher:
         """
         return self._read(url, self._image)
 
+    def known_failure(self, url: str) -> ItemFailure | None:
+        """What `fetch` would raise without asking anybody; None where that is not known."""
+        try:
+            request = urls.prepare(url, self._headers)
+        except ItemFailure as failure:
+            return failure
+        if self._proxies.find(str(request.url)) is not None:
+            return None
+        return self._resolver.known_failure(*urls.place(request))
+
     def _read(self, url: str, wanted: _Wanted) -> bytes:
         budget = Budget(self._settings.url_timeout_s, self._clock)
         attempt = 0

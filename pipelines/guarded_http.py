@@ -12,8 +12,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import requests
 import urllib3
 from requests.adapters import HTTPAdapter
+from requests.structures import CaseInsensitiveDict
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from model.errors import ItemFailure, Reason
@@ -40,6 +42,14 @@ class GuardedAdapter(HTTPAdapter):
         manager = super().proxy_manager_for(proxy, **options)
         self._guard(manager, self._unchecked)
         return manager
+
+    def build_response(self, req: requests.PreparedRequest, resp: Any) -> requests.Response:
+        """The answer without what nobody asks of it: cookies, history, encoding."""
+        response = requests.Response()
+        response.status_code, response.reason = resp.status, resp.reason
+        response.headers = CaseInsensitiveDict(resp.headers)
+        response.raw, response.url, response.request = resp, str(req.url), req
+        return response
 
     # A manager takes functions for its pool classes, whatever its annotation says.
     def _guard(self, manager: Any, resolver: Resolver) -> None:

@@ -1,7 +1,9 @@
 """Keeps the memory of a process level over a job of hours."""
 
 import ctypes
+import gc
 from contextlib import suppress
+from functools import cache
 
 
 def return_free_memory() -> None:
@@ -13,3 +15,14 @@ def return_free_memory() -> None:
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@cache
+def freeze_loaded() -> None:
+    """Once a process: what is loaded by now is no longer looked through for garbage.
+
+    TensorFlow and Beam are a million objects, and each full collection looked at all of them: it
+    was over half of the work where items fail fast. To be called when what is heavy is loaded.
+    """
+    gc.collect()
+    gc.freeze()

@@ -8,12 +8,23 @@ from model.errors import ItemFailure, Reason
 from model.image_bytes import Limits
 from pipelines import storage
 from pipelines.jobs import Item
+from pipelines.listing import STATE
 from pipelines.tar_files import read_member
 
 # Fields of an item whose image is in a tar file: [path, offset, size], or why it is in none.
 TAR, MISSING = "tar", "missing"
 # Field of an item that stands for what a damaged tar may have held: what is wrong with the tar.
 DAMAGED = "damaged"
+
+
+def listed_bytes(item: Item) -> int | None:
+    """Size of an item's image as its listing tells it; None where nobody has looked."""
+    if MISSING in item or DAMAGED in item:
+        return None
+    if TAR in item:
+        return int(item[TAR][2])
+    state = item.get(STATE)
+    return None if state is None else int(state.partition("-")[0])
 
 
 def read_item(item: Item) -> bytes:

@@ -54,6 +54,37 @@ def plan_job(
       InvalidInput: the output directory holds finished shards of another job, cannot be
         written, or its name is a pattern.
     """
+    planned, found, wanted = _foresee(job, shards, settings, made_by)
+    try:
+        if found is None and not _is_finished_in_part(job):
+            # Nothing was finished, so nothing is lost by beginning another job.
+            _clear(job)
+        for spec, (_, items) in zip(planned.specs, shards.items(), strict=True):
+            content = _encoded(items)
+            if found is None or not _is_written(spec, content):
+                # Made again rather than kept: of ten million images they are gigabytes.
+                storage.write_bytes(spec.path, content)
+        if found != wanted:
+            storage.write_json(job.path(JOB_FILE), wanted)
+    except (OSError, ValueError) as error:
+        raise unusable(job.output, error) from error
+    return planned
+
+
+def foresee_job(
+    job: Job,
+    shards: Shards,
+    settings: Mapping[str, Any],
+    made_by: Mapping[str, Any] | None = None,
+) -> Job:
+    """What `plan_job` returns, or raises, with nothing written."""
+    return _foresee(job, shards, settings, made_by)[0]
+
+
+def _foresee(
+    job: Job, shards: Shards, settings: Mapping[str, Any], made_by: Mapping[str, Any] | None
+) -> tuple[Job, Any, dict[str, Any]]:
+    """The job with its specs; the job found there that it goes on with, or None; job.json."""
     check_name(job.output)
     specs = tuple(_spec(job, name, items, made_by) for name, items in shards.items())
     wanted = {
@@ -63,25 +94,15 @@ def plan_job(
     try:
         found = storage.read_json(job.path(JOB_FILE))
         if found != wanted and not _is_finished_in_part(job):
-            # Nothing was finished, so nothing is lost by beginning another job.
-            _clear(job)
             found = None
-        goes_on = found in (None, wanted) or (job.amendable and _same_but_inputs(found, wanted))
-        for spec, (_, items) in zip(specs, shards.items(), strict=True) if goes_on else ():
-            content = _encoded(items)
-            if found is None or not _is_written(spec, content):
-                # Made again rather than kept: of ten million images they are gigabytes.
-                storage.write_bytes(spec.path, content)
-        if goes_on and found != wanted:
-            storage.write_json(job.path(JOB_FILE), wanted)
     except (OSError, ValueError) as error:
         raise unusable(job.output, error) from error
-    if not goes_on:
-        raise InvalidInput(
-            f"{job.output} holds another job: {_first_difference(found, wanted)}; "
-            "take another --output, or the flags of the first run to resume it"
-        )
-    return replace(job, specs=specs)
+    if found in (None, wanted) or (job.amendable and _same_but_inputs(found, wanted)):
+        return replace(job, specs=specs), found, wanted
+    raise InvalidInput(
+        f"{job.output} holds another job: {_first_difference(found, wanted)}; "
+        "take another --output, or the flags of the first run to resume it"
+    )
 
 
 def planned_shards(job: Job) -> int | None:

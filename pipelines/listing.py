@@ -12,6 +12,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 # Clients of buckets keep ten connections, and warn of each one more.
 THREADS = 8
+# Field of an item: SIZE-REST, where its listing tells; what changes when the object does.
 STATE = "state"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _Item = TypeVar("_Item")

@@ -49,6 +49,15 @@ class Lookups(Generic[_Answer]):
             self._grow(1)
             return future, True
 
+    def known(self, key: Hashable) -> _Answer | None:
+        """The answer where it is there and fresh; None where it would have to be waited for."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None or not entry.future.done() or self._now_s() >= entry.ends_s:
+                return None
+            self._entries.move_to_end(key)
+        return entry.future.result()
+
     def keep(
         self, key: Hashable, future: "Future[_Answer]", lifetime_s: float, weight: int = 1
     ) -> None:

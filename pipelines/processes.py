@@ -3,6 +3,7 @@
 import os
 import socket
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 _PROC = Path("/proc")
@@ -38,7 +39,12 @@ class Process:
 
 def this_process() -> Process:
     """The process that asks; a worker forked from another is its own."""
-    pid = os.getpid()
+    return _process(os.getpid())
+
+
+# Asked for with every file that is written.
+@lru_cache(maxsize=1)
+def _process(pid: int) -> Process:
     return Process(socket.gethostname(), _system(), pid, start_of(pid) or 0)
 
 

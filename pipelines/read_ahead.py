@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from model.errors import ItemFailure
 
@@ -18,6 +18,7 @@ def read_ahead(
     *,
     threads: int,
     ahead: int,
+    known_failure: Callable[[Item], ItemFailure | None] = lambda _: None,
 ) -> Generator[tuple[Item, Loaded | ItemFailure], None, None]:
     """Load items in threads, at most `ahead` of them before they are asked for.
 
@@ -29,6 +30,8 @@ def read_ahead(
         other exception ends the iteration.
       threads: size of the pool.
       ahead: items in flight or loaded and waiting.
+      known_failure: an item's failure where it is known without work, which needs no thread then;
+        to hand an item to a thread and back takes longer than many a failure.
 
     Yields:
       (item, what load returned or the failure it raised), in the order of `items`.
@@ -37,7 +40,9 @@ def read_ahead(
         pending: deque[tuple[Item, Future[Loaded | ItemFailure]]] = deque()
         try:
             for item in items:
-                pending.append((item, pool.submit(_capture, load, item)))
+                failure = known_failure(item)
+                future = pool.submit(_capture, load, item) if failure is None else _done(failure)
+                pending.append((item, future))
                 if len(pending) > ahead:
                     first, future = pending.popleft()
                     yield first, future.result()
@@ -69,6 +74,12 @@ def batches(
             return
         taken += len(batch)
         yield batch
+
+
+def _done(failure: ItemFailure) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(failure)
+    return future
 
 
 def _capture(load: Callable[[Item], Loaded], item: Item) -> Loaded | ItemFailure:

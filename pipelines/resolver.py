@@ -33,6 +33,11 @@ class Resolver:
         self._rules = rules
         self._found: Lookups[_Found] = Lookups(_MAX_NAMES, now_s)
 
+    def known_failure(self, host: str, port: int | None) -> ItemFailure | None:
+        """What `find` would raise without waiting for anybody; None where that is not known."""
+        found = self._found.known((host, port))
+        return ItemFailure(found.reason, found.message) if isinstance(found, ItemFailure) else None
+
     def find(self, host: str, port: int | None, timeout_s: float) -> list[Place]:
         """The addresses of a host that may be reached, in the resolver's order.
 

@@ -33,6 +33,8 @@ _WORKER_THREADS = ("run_worker", "beam_control_read", "read_grpc_client_inputs")
 _WORKER_GONE = re.compile("Channel closed prematurely|Worker subprocess exited")
 # Known by its name, since importing it needs the extra `gcp`.
 _DATAFLOW = "DataflowRunner"
+# Beam's own flag, which that runner alone heeds.
+DRY_RUN = "--dry_run=True"
 
 
 class WorkerLost(InvalidInput):
@@ -51,9 +53,7 @@ def check_beam_args(beam_args: Sequence[str], *paths: str) -> None:
         run, or its workers cannot reach one of the paths.
     """
     # Before Beam is asked: to make a pipeline for Dataflow, it looks at buckets.
-    with _refusals():
-        name = _parse(beam_args).view_as(StandardOptions).runner
-        runner = type(create_runner(name)).__name__
+    runner = _runner_name(beam_args)
     dry = is_dry_run(beam_args)
     if dry and runner != _DATAFLOW:
         raise InvalidInput(f"--dry_run: {runner} runs all the same, expected --runner={_DATAFLOW}")
@@ -64,6 +64,17 @@ def check_beam_args(beam_args: Sequence[str], *paths: str) -> None:
             "expected gs://… or s3://…"
         )
     make_pipeline(beam_args)
+
+
+def _runner_name(beam_args: Sequence[str]) -> str:
+    with _refusals():
+        name = _parse(beam_args).view_as(StandardOptions).runner
+        return type(create_runner(name)).__name__
+
+
+def can_build(beam_args: Sequence[str]) -> bool:
+    """Whether the runner of these flags can build a job and not run it."""
+    return _runner_name(beam_args) == _DATAFLOW
 
 
 def is_dry_run(beam_args: Sequence[str]) -> bool:

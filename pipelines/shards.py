@@ -21,7 +21,7 @@ from apache_beam.transforms.combiners import ToListCombineFn
 
 from model.errors import CaptionbeamError, CheckFailed, InvalidInput, NotRun
 from pipelines import counters, storage, tally
-from pipelines.heaps import return_free_memory
+from pipelines.heaps import freeze_loaded, return_free_memory
 from pipelines.jobs import (
     LEASE_DIR,
     WORK_DIR,
@@ -34,6 +34,7 @@ from pipelines.jobs import (
 )
 from pipelines.lease import EXPIRES_AFTER_S, hold
 from pipelines.runner import (
+    DRY_RUN,
     WorkerLost,
     closing_client,
     is_dry_run,
@@ -106,6 +107,7 @@ class ProcessShard(FileDoFn):
             return sink.commit()
         finally:
             sink.abandon()
+            freeze_loaded()
             return_free_memory()
 
 
@@ -195,15 +197,43 @@ def _run(
     beam_args: Sequence[str],
 ) -> Any:
     with shown(job), run_pipeline(beam_args) as pipeline:
-        _ = (
-            pipeline
-            | "Specs" >> beam.Create(job.specs)
-            | "Spread" >> beam.Reshuffle()
-            | "Process" >> beam.ParDo(ProcessShard(job, work, beam_args))
-            | "Collect" >> beam.CombineGlobally(ToListCombineFn())
-            | "Publish" >> beam.ParDo(Publish(job, publish, beam_args))
-        )
+        _apply(pipeline, job, work, publish, beam_args)
     return pipeline.result
+
+
+def build_job(
+    job: Job,
+    work: ShardWork,
+    publish: Callable[[list[ShardResult]], None],
+    beam_args: Sequence[str],
+) -> None:
+    """Build what `run_job` runs, on a runner that can leave it at that (`can_build`).
+
+    OUTPUT is neither written nor read.
+
+    Raises:
+      InvalidInput: it cannot be built, or what workers need cannot be staged.
+    """
+    beam_args = (*beam_args, DRY_RUN)
+    with run_pipeline(beam_args) as pipeline:
+        _apply(pipeline, job, work, publish, beam_args)
+
+
+def _apply(
+    pipeline: beam.Pipeline,
+    job: Job,
+    work: ShardWork,
+    publish: Callable[[list[ShardResult]], None],
+    beam_args: Sequence[str],
+) -> None:
+    _ = (
+        pipeline
+        | "Specs" >> beam.Create(job.specs)
+        | "Spread" >> beam.Reshuffle()
+        | "Process" >> beam.ParDo(ProcessShard(job, work, beam_args))
+        | "Collect" >> beam.CombineGlobally(ToListCombineFn())
+        | "Publish" >> beam.ParDo(Publish(job, publish, beam_args))
+    )
 
 
 def check_made(path: str) -> None:

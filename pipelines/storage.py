@@ -82,6 +82,8 @@ class TemporaryFile:
         self._path = path
         self._temporary = temporary_path(path if scratch is None else f"{scratch}/file")
         self._there = True
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
         try:
             self._file = open_write(self._temporary)
             if scratch is not None:
@@ -92,7 +94,18 @@ class TemporaryFile:
             raise
 
     def write(self, data: bytes) -> None:
-        """Append."""
+        """Append; small pieces wait for each other.
+
+        Each write gives up Python's lock, which comes back late while many threads read images.
+        """
+        self._waiting.append(data)
+        self._waiting_bytes += len(data)
+        if self._waiting_bytes >= _PIECE_BYTES:
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        data = b"".join(self._waiting)
+        self._waiting, self._waiting_bytes = [], 0
         self._file.write(data)
 
     def close(self) -> None:
@@ -102,6 +115,7 @@ class TemporaryFile:
         name over zeros. An object in a bucket is durable once it is closed.
         """
         try:
+            self._hand_on()
             with suppress(AttributeError, io.UnsupportedOperation):
                 self._file.flush()
                 os.fsync(self._file.fileno())

@@ -20,7 +20,9 @@ from apache_beam.runners.dataflow.dataflow_runner import DataflowRunner
 import captionbeam
 from model.errors import InvalidInput
 from model.vocabulary import Vocabulary
+from pipelines.clients import Clients
 from pipelines.shards import carried_errors
+from tests.bulk_fixtures import connect_fake, write_photos
 from tests.cloud_fixtures import Bucket, FakeDataflow, fake_dataflow, gcs_bucket
 from tests.preprocess_fixtures import FakeEncoder, calls, write_split
 
@@ -63,6 +65,17 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(world: Path, *flags: str, images: str = "") -> Run:
     """`captionbeam preprocess` with the fake encoder."""
+    split = f"--split=train={world}/captions_train.json:{images or world / 'train'}"
+    encoder = ["--encoder_weights=random:0", "--image_size=32", "--grid_size=1"]
+    sizes = ["--min_word_count=1", "--shard_size=8"]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        make_encoder = partial(FakeEncoder, world / "log")
+        monkeypatch.setattr("pipelines.records_job.Encoder", lambda _: make_encoder())
+        return run_command("preprocess", split, *encoder, *sizes, *flags)
+
+
+def run_command(*arguments: str) -> Run:
+    """A command, and what Beam built for Dataflow."""
     jobs = []
     run_pipeline = DataflowRunner.run_pipeline
 
@@ -71,19 +84,14 @@ def run(world: Path, *flags: str, images: str = "") -> Run:
         jobs.append(self.proto_pipeline)
         return result
 
-    split = f"--split=train={world}/captions_train.json:{images or world / 'train'}"
-    encoder = ["--encoder_weights=random:0", "--image_size=32", "--grid_size=1"]
-    sizes = ["--min_word_count=1", "--shard_size=8"]
     out, err = io.StringIO(), io.StringIO()
     with (
         pytest.MonkeyPatch.context() as monkeypatch,
         redirect_stdout(out),
         redirect_stderr(err),
     ):
-        make_encoder = partial(FakeEncoder, world / "log")
-        monkeypatch.setattr("pipelines.records_job.Encoder", lambda _: make_encoder())
         monkeypatch.setattr(DataflowRunner, "run_pipeline", noted)
-        code = captionbeam.main(["preprocess", split, *encoder, *sizes, *flags])
+        code = captionbeam.main(arguments)
     return Run(code, out.getvalue(), err.getvalue(), jobs)
 
 
@@ -205,6 +213,24 @@ def test_a_container_of_ones_own_is_taken(world: Path) -> None:
     assert ended.code == 0
     assert [image(job) for job in ended.jobs] == ["example.org/captionbeam:1"] * 2
     assert all("workflow.tar.gz" not in staged(job) for job in ended.jobs)
+
+
+@pytest.mark.parametrize("flag", ["--dry_run", "--dry_run=True"])
+def test_a_dry_run_of_bulk_builds_its_job_and_writes_no_output(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = write_photos(tmp_path / "in", 20)
+    monkeypatch.setattr(
+        "pipelines.clients.Clients", lambda target, _=None: Clients(target, connect_fake)
+    )
+    flags = (*FLAGS, "--sdk_container_image=example.org/captionbeam:1", "--shard_size=8")
+    where = (f"--input={photos}", f"--output={tmp_path / 'out'}", "--model=m/fake")
+    ended = run_command("bulk", *where, flag, *flags)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.startswith("dry run: nothing was written\nimages: 20 in 3 shards; 0 skipped\n")
+    assert ended.out.endswith("runner: the job was built and not run\n")
+    assert [steps(job) for job in ended.jobs] == [STEPS["shards"]]
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

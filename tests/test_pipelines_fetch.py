@@ -304,3 +304,25 @@ def test_many_threads_get_their_own_bodies(server: LoopbackServer, fetcher: Fetc
     with ThreadPoolExecutor(8) as pool:
         bodies = list(pool.map(lambda n: fetcher.fetch(server.url(f"/{n}")), range(40)))
     assert bodies == [f"/{number}".encode() for number in range(40)]
+
+
+# What is known without asking.
+
+
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1/x", "http://10.0.0.1/a.jpg", "http://[::1]/"])
+def test_what_is_known_of_a_url_is_what_fetching_it_says(url: str, fetcher: Fetcher) -> None:
+    with pytest.raises(ItemFailure) as caught:
+        fetcher.fetch(url)
+    known = fetcher.known_failure(url)
+    assert known is not None
+    assert (known.reason, known.message) == (caught.value.reason, caught.value.message)
+
+
+def test_nothing_is_known_of_a_url_before_its_host_and_when_it_is_public(
+    server: LoopbackServer, fetcher: Fetcher
+) -> None:
+    assert fetcher.known_failure("http://10.0.0.1/a.jpg") is None
+    server.answers["/gone"] = lambda handler: handler.reply(404)
+    assert reason(fetcher, server.url("/gone")) == Reason.HTTP_4XX
+    assert fetcher.known_failure(server.url("/gone")) is None
+    assert server.paths == ["/gone"]

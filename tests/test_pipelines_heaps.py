@@ -54,3 +54,32 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(pipelines.heaps.ctypes, "CDLL", load)
     pipelines.heaps.return_free_memory()
     assert asked == [None]
+
+
+def test_what_is_loaded_is_left_out_of_garbage_collection_once_a_process() -> None:
+    program = """
+import gc, weakref
+from pipelines.heaps import freeze_loaded
+
+class Node:
+    pass
+
+def cycle():
+    node = Node()
+    node.itself = node
+    return weakref.ref(node)
+
+garbage = cycle()
+kept = [object() for _ in range(10)]
+freeze_loaded()
+frozen = gc.get_freeze_count()
+later = [[] for _ in range(1000)]
+freeze_loaded()
+print(garbage() is None, frozen > 1000, gc.get_freeze_count() == frozen)
+after = cycle()
+gc.collect()
+print(after() is None)
+"""
+    command = [sys.executable, "-c", program]
+    answer = subprocess.run(command, check=True, timeout=60, capture_output=True, text=True)
+    assert answer.stdout.split() == ["True"] * 4

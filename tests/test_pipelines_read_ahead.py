@@ -80,3 +80,19 @@ def test_batches_lose_nothing_where_the_total_is_wrong(total: int) -> None:
     found = list(batches(range(30), 4, total=total, at_once=2))
     assert list(chain(*found)) == list(range(30))
     assert max(map(len, found)) <= 4
+
+
+def test_what_is_known_to_fail_needs_no_thread_and_keeps_its_place() -> None:
+    failure = ItemFailure(Reason.DNS, "no such name")
+    loaded: list[int] = []
+
+    def load(item: int) -> int:
+        loaded.append(item)
+        return item
+
+    def known(item: int) -> ItemFailure | None:
+        return failure if item % 3 else None
+
+    found = list(read_ahead(range(7), load, threads=1, ahead=3, known_failure=known))
+    assert found == [(item, failure if item % 3 else item) for item in range(7)]
+    assert loaded == [0, 3, 6]

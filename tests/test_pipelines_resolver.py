@@ -110,3 +110,30 @@ def test_names_are_kept_in_bounds(names: Names, monkeypatch: pytest.MonkeyPatch)
         found.find("again.test", 80, PATIENCE_S)
     assert len(found._found._entries) == 10
     assert names.asked.count("again.test") == 1
+
+
+def test_only_a_failure_that_is_there_and_fresh_is_known(names: Names) -> None:
+    clock = FakeClock()
+    found = made(clock)
+    assert found.known_failure("a.test", 80) is None
+    assert names.asked == []
+    names.answer = "10.0.0.1"
+    with pytest.raises(ItemFailure) as caught:
+        found.find("a.test", 80, PATIENCE_S)
+    known = found.known_failure("a.test", 80)
+    assert known is not None
+    assert (known.reason, known.message) == (caught.value.reason, caught.value.message)
+    assert found.known_failure("a.test", 81) is None
+    clock.time_s += 60
+    assert found.known_failure("a.test", 80) is None
+    names.answer = "8.8.8.8"
+    found.find("b.test", 80, PATIENCE_S)
+    assert found.known_failure("b.test", 80) is None
+
+
+def test_an_answer_that_is_to_come_is_not_known(names: Names) -> None:
+    names.go.clear()
+    found = made()
+    assert failure(found, timeout_s=0) == Reason.TIMEOUT
+    assert found.known_failure("a.test", 80) is None
+    names.go.set()

@@ -412,3 +412,12 @@ def test_a_lost_worker_begins_its_shard_again_twice_at_most(
         assert json.loads((tmp_path / "published").read_text()) == [["a", 1, {}]]
     assert len(calls) == min(lost + 1, 3)
     assert capsys.readouterr().err.count("its shard is begun again") == min(lost, 2)
+
+
+def test_a_forked_worker_is_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    launcher = this_process()
+    monkeypatch.setattr("os.getpid", os.getppid)
+    forked = this_process()
+    assert (forked.pid, forked.started) == (os.getppid(), start_of(os.getppid()))
+    monkeypatch.undo()
+    assert this_process() == launcher

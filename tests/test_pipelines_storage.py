@@ -114,3 +114,25 @@ def test_deleting_what_another_process_deleted_is_fine_and_what_stays_is_not(
     monkeypatch.setattr(storage.FileSystems, "delete", refused)
     with pytest.raises(OSError, match="Read-only"):
         storage.delete(str(there))
+
+
+def test_small_pieces_are_written_together_and_large_ones_do_not_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    open_write = storage.open_write
+
+    def noted(path: str) -> Any:
+        file = open_write(path)
+        write = file.write
+        file.write = lambda data: written.append(len(data)) or write(data)  # type: ignore[method-assign,func-returns-value]
+        return file
+
+    monkeypatch.setattr(storage, "open_write", noted)
+    monkeypatch.setattr(storage, "_PIECE_BYTES", 10)
+    with storage.replacing(str(tmp_path / "a")) as file:
+        for piece in (b"1234", b"5678", b"90", b"a" * 25, b"tail"):
+            file.write(piece)
+        assert written == [10, 25]
+    assert written == [10, 25, 4]
+    assert (tmp_path / "a").read_bytes() == b"1234567890" + b"a" * 25 + b"tail"
