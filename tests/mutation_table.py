@@ -514,8 +514,8 @@ MUTATIONS = (
         TRUNCATED,
         "a file has its name before it is whole",
         "pipelines/storage.py",
-        "self._path, self._temporary = path, temporary_path(path)",
-        "self._path, self._temporary = path, path",
+        'self._temporary = temporary_path(path if scratch is None else f"{scratch}/file")',
+        "self._temporary = path",
         f"{_JOBS}::test_a_sink_accounts_for_every_item_or_publishes_nothing",
     ),
     Mutation(

@@ -5,8 +5,8 @@ import io
 import os
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 
 from model.errors import InvalidInput
+from model.strips import draw_strip
+from pipelines import attention_strips, storage
 from pipelines.file_names import file_of
 from tests.bulk_fixtures import World, fake_caption, photo, png, write_photos
 from tests.fault_fixtures import Events, fail, noted
@@ -125,6 +127,19 @@ def test_what_the_model_refuses_has_a_failure_and_no_files(tmp_path: Path) -> No
     assert set(files(tmp_path, "out")) == {"0/captions-0.parquet", "0/failures-0.jsonl"}
 
 
+class FailsAt(Events):
+    """The first step of a kind fails, whichever thread comes to it."""
+
+    def __init__(self, label: str) -> None:
+        super().__init__()
+        self.label = label
+
+    def note(self, step: str, path: str) -> None:
+        super().note(step, path)
+        if self.labels[-1] == self.label and self.labels.count(self.label) == 1:
+            fail(errno.ENOSPC)
+
+
 @pytest.mark.parametrize("steps", ["rename", pytest.param("", marks=pytest.mark.slow)])
 def test_a_disk_that_fails_at_any_step_spoils_nothing(steps: str, tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "in", 3, poison=[1])
@@ -135,17 +150,15 @@ def test_a_disk_that_fails_at_any_step_spoils_nothing(steps: str, tmp_path: Path
     expected = files(tmp_path, "whole")
     counted = Counter(events.labels)
     assert counted["rename strip"] == counted["rename sidecar"] == 2
-    named: set[str] = set()
-    for at in [at for at, label in enumerate(events.labels, 1) if label.startswith(steps)]:
-        output = f"broken-{at}"
-        broken = Events(at, partial(fail, errno.ENOSPC))
-        with pytest.raises((OSError, InvalidInput)) as caught, noted(broken):
+    for label in filter(lambda label: label.startswith(steps), counted):
+        output = f"broken {label}"
+        with pytest.raises((OSError, InvalidInput)) as caught, noted(FailsAt(label)):
             caption_shard(tmp_path, output, items)
         text = str(caught.value)
         assert os.strerror(errno.ENOSPC) in text
-        named |= {
-            end for end in ("", "-txt") if text.startswith(f"{tmp_path / output}{end}: cannot")
-        }
+        for kind, end in (("strip", ""), ("sidecar", "-txt")):
+            if label.endswith(kind):
+                assert text.startswith(f"{tmp_path / output}{end}: cannot be written")
         there = files(tmp_path, output)
         assert there.items() <= expected.items()
         # Whatever row is there has its files.
@@ -154,7 +167,34 @@ def test_a_disk_that_fails_at_any_step_spoils_nothing(steps: str, tmp_path: Path
         assert not list(tmp_path.rglob("*.tmp-*"))
         caption_shard(tmp_path, output, items)
         assert files(tmp_path, output) == expected
-    assert named == {"", "-txt"}
+
+
+def test_what_is_not_whole_lies_where_the_next_run_looks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: set[str] = set()
+    open_write = storage.open_write
+
+    def noted_open(path: str) -> object:
+        opened.add(str(Path(path).relative_to(tmp_path).parent))
+        return open_write(path)
+
+    monkeypatch.setattr(storage, "open_write", noted_open)
+    caption_shard(tmp_path, "out", items_of(write_photos(tmp_path / "in", 1)))
+    work = {f"out/_work/{part}" for part in ("attention", "begun", "done", "specs")}
+    assert opened == {"out", "out/_work", "out-txt/.captionbeam", *work}
+
+
+def test_strips_are_drawn_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[bool] = []
+
+    def draw(*args: Any) -> np.ndarray:
+        drawn.append(attention_strips._DRAWING.locked())
+        return draw_strip(*args)
+
+    monkeypatch.setattr(attention_strips, "draw_strip", draw)
+    caption_shard(tmp_path, "out", items_of(write_photos(tmp_path / "in", 3)))
+    assert drawn == [True] * 3
 
 
 def test_the_bytes_of_a_strip_are_those_of_its_image_alone(tmp_path: Path) -> None:
