@@ -12,10 +12,10 @@ from pathlib import Path
 
 from model.errors import ItemFailure
 from model.image_bytes import canonicalise
-from pipelines.captioning import load_image
 from pipelines.fetch import Fetcher
 from pipelines.fetch_settings import FetchSettings
 from pipelines.read_ahead import read_ahead
+from pipelines.reading import load_image
 
 
 def main(urls: str, threads: int) -> None:

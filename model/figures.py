@@ -143,7 +143,7 @@ def attention_maps(
         )
     if not np.isfinite(attention).all() or (attention < 0).any():
         raise InvalidInput("attention has weights below 0 or not finite, expected shares of 1")
-    if places.shape != (2, side) or not (np.diff(places) > 0).all():
+    if places.shape != (2, side) or not (np.diff(places) >= 0).all():
         raise InvalidInput(
             f"places {list(places.shape)} for a grid of {side} rows and columns, expected 2 of as "
             "many, ascending"

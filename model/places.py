@@ -1,5 +1,7 @@
 """Where the cells of records' grids look in their pictures."""
 
+import math
+
 import numpy as np
 import tensorflow as tf
 
@@ -19,4 +21,5 @@ def places(size: tuple[int, int], manifest: Manifest) -> np.ndarray:
       Shares of height and width, float64 [2, G].
     """
     extent = target_size(tf.constant(size), manifest.image_size, manifest.aspect).numpy()
-    return np.stack([cell_centres(int(side), manifest.grid_size) for side in extent])
+    cells = math.isqrt(manifest.grid_shape[0])
+    return np.stack([cell_centres(int(side), cells) for side in extent])

@@ -73,7 +73,8 @@ def overlaid(photo: np.ndarray, strength: np.ndarray, places: np.ndarray) -> np.
       photo: uint8 [h, w, 3].
       strength: float32 [G, G], 0 (nothing) to 1 (most).
       places: where its rows and columns lie, as shares of height and width, ascending: float
-        [2, G]. Between them the map is linear, outside as at the nearest.
+        [2, G]. Between them the map is linear, outside as at the nearest; of those that lie at
+        one place it is the mean.
 
     Returns:
       uint8 [h, w, 3].
@@ -90,8 +91,11 @@ def overlaid(photo: np.ndarray, strength: np.ndarray, places: np.ndarray) -> np.
 def _spread(places: np.ndarray, pixels: int) -> np.ndarray:
     """What a map's value at each of its places adds to each pixel: float64 [pixels, G]."""
     middles = (np.arange(pixels) + 0.5) / pixels
-    columns = [np.interp(middles, places, unit) for unit in np.eye(len(places))]
-    return np.stack(columns, axis=1)
+    apart, which = np.unique(places, return_inverse=True)
+    shares = np.eye(len(apart))[:, which]
+    shares /= shares.sum(axis=1, keepdims=True)
+    columns = [np.interp(middles, apart, unit) for unit in np.eye(len(apart))]
+    return np.stack(columns, axis=1) @ shares
 
 
 def wrap(text: str, pixels: float, fontsize: float) -> list[str]:

@@ -1,6 +1,7 @@
 """Which images a bulk job takes, and in which shards."""
 
 import heapq
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
@@ -14,6 +15,10 @@ from pipelines.listing import Found
 from pipelines.partition import Partition
 from pipelines.sources import Sources
 
+# What `skipped` calls images that --limit and --sample leave out.
+NOT_TAKEN = "not_taken"
+# Times the size that was asked for, from which on a shard is remarked on.
+_LARGE = 4
 # Items in memory while their keys are looked at.
 _AT_ONCE = 10_000
 
@@ -55,7 +60,7 @@ class Taken:
             yield found
         for _ in every:
             pass
-        left = {"not_taken": there - taken} if there > taken else {}
+        left = {NOT_TAKEN: there - taken} if there > taken else {}
         self.skipped = self._sources.skipped | left
 
 
@@ -81,6 +86,7 @@ def plan(
     partition: Partition,
     settings: CaptionSettings,
     shard_size: int,
+    there: int,
     make: Callable[..., Job] = plan_job,
 ) -> Job:
     """Cut the images into shards, and find what an earlier run made of them.
@@ -90,13 +96,20 @@ def plan(
       partition: the images.
       settings: what they are captioned with.
       shard_size: images in a shard, about, where no earlier run chose the shards.
+      there: images of the inputs, those included that this run does not take.
       make: plan_job, or foresee_job, which writes nothing.
 
     Raises:
       InvalidInput: OUTPUT holds another job or cannot be used, or an id comes twice.
     """
     # A key stays in its shard however many images come, so that its row is found again.
-    count = planned_shards(job) or -(-partition.items // shard_size)
+    count = planned_shards(job) or -(-there // shard_size)
+    if partition.items > _LARGE * shard_size * count:
+        print(
+            f"{job.output}: {partition.items} images in the {count} shards of the first run, "
+            f"expected about {shard_size} in each; another --output has more shards",
+            file=sys.stderr,
+        )
     # What was passed over decides no row: a stray text file must not keep a job from going on.
     decides = asdict(settings.asked) | {"format": settings.format, "sidecars": settings.sidecars}
     job = make(job, _Shards(partition, count), decides, made_by=settings.model)

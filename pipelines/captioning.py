@@ -5,37 +5,42 @@ A batch is cut by position in the shard and filled up, so a caption and its scor
 the runner, on the number of workers, on an interruption or on what else a server is asked.
 """
 
-import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeAlias
 
 from model.errors import InvalidInput, ItemFailure, Reason
 from model.image_bytes import canonicalise
+from pipelines.begun import Earlier
 from pipelines.caption_rows import Asked, Told
 from pipelines.clients import Clients
 from pipelines.columns import CARRIED
 from pipelines.companions import Companions
-from pipelines.crashes import CarefulDecoder, Decode, begun
+from pipelines.crashes import CarefulDecoder, Decode
 from pipelines.earlier import RowSink
-from pipelines.fetch import Fetcher, process_fetcher
-from pipelines.fetch_order import is_url, spread_hosts
+from pipelines.fetch import process_fetcher
+from pipelines.fetch_order import spread_hosts
 from pipelines.fetch_settings import FetchSettings
-from pipelines.image_files import read_item
 from pipelines.jobs import Item
 from pipelines.output_settings import JSON_LINES
 from pipelines.read_ahead import read_ahead
+from pipelines.reading import (
+    BATCHES_AHEAD,
+    Read,
+    ReadImage,
+    batches,
+    known_failure,
+    load_image,
+    once,
+    read_threads,
+)
 from pipelines.row_formats import Row, RowFormat
 from pipelines.sink import Sink
 from serving import contract
 from serving.client import Client
 
-# Enough to hide the latency of a web server; decoding leaves Python's lock.
-_READ_THREADS = 16
-# Batches that are read or waiting while one is in the model.
-_BATCHES_AHEAD = 2
 # Batches in the model at once: one encodes while the other, whose search leaves cores idle,
 # writes words.
 _CALLS = 2
@@ -78,25 +83,9 @@ class CaptionSettings:
         return {"name": self.model_name, "version": self.model_version}
 
 
-@dataclass(frozen=True)
-class _Image:
-    """An item that was read.
-
-    Attributes:
-      sha256: of its original bytes.
-      width: upright, in pixels.
-      height: likewise.
-      data: canonical bytes; None where the same bytes stood earlier in the shard.
-    """
-
-    sha256: str
-    width: int
-    height: int
-    data: bytes | None
-
-
-_Read: TypeAlias = _Image | ItemFailure
 _Outcome: TypeAlias = Told | ItemFailure
+# An item, what was read, and the model's answer where it was asked.
+_Answered: TypeAlias = tuple[Item, Read, _Outcome | None]
 
 
 class CaptionShard:
@@ -123,21 +112,25 @@ class CaptionShard:
         settings = self._settings
         strips = settings.asked.explain
         with Companions(sink.job, settings.sidecars, strips=strips) as companions:
-            current = partial(self._is_current, companions)
+            current = partial(self._is_current, companions, sink.earlier)
             rows = RowSink(sink, items, current, settings.asked.counts, settings.rows, companions)
             if rows.waiting:
                 # Once loaded, a model stays so for the next shard.
                 self._model = self._model or self._clients.load()
-                with (
-                    begun(sink.job, sink.spec.name) as crashed,
-                    CarefulDecoder(self._decode) as careful,
-                ):
-                    self._caption_all(rows, companions, careful if crashed else self._decode)
+                with CarefulDecoder(self._decode) as careful:
+                    decode = careful if sink.earlier.crashed else self._decode
+                    self._caption_all(rows, companions, decode)
             rows.finish()
 
     def _caption_all(self, rows: RowSink, companions: Companions, decode: Decode) -> None:
+        with closing(self._answered(rows.waiting, decode)) as answered:
+            self._write_all(rows, companions, answered)
+
+    def _write_all(
+        self, rows: RowSink, companions: Companions, answered: Iterable[_Answered]
+    ) -> None:
         outcomes: dict[str, _Outcome] = {}
-        for item, read, answer in self._answered(rows.waiting, decode):
+        for item, read, answer in answered:
             if isinstance(read, ItemFailure):
                 rows.fail(item, read)
                 continue
@@ -149,27 +142,25 @@ class CaptionShard:
             else:
                 rows.write(self._row(item, read, outcome, companions))
 
-    def _answered(
-        self, items: Sequence[Item], decode: Decode
-    ) -> Iterator[tuple[Item, _Read, _Outcome | None]]:
+    def _answered(self, items: Sequence[Item], decode: Decode) -> Generator[_Answered, None, None]:
         """Every item, what was read, and the model's answer where it was asked."""
         settings = self._settings
         fetcher = process_fetcher(settings.fetch)
         load = partial(load_image, fetcher, decode)
-        ahead = settings.batch_size * _BATCHES_AHEAD
+        ahead = settings.batch_size * BATCHES_AHEAD
         threads = read_threads(items, settings.batch_size)
         with self._client() as client:
-            images: Iterable[tuple[Item, _Read]] = read_ahead(
+            images: Iterable[tuple[Item, Read]] = read_ahead(
                 items,
                 load,
                 threads=threads,
                 ahead=ahead,
-                known_failure=partial(_known_failure, fetcher),
+                known_failure=partial(known_failure, fetcher),
             )
             if settings.dedupe:
-                images = _once(images)
+                images = once(images)
             ask = partial(_ask, client, settings)
-            cut = _batches(images, settings.batch_size)
+            cut = batches(images, settings.batch_size)
             for _, answered in read_ahead(cut, ask, threads=_CALLS, ahead=_CALLS):
                 if isinstance(answered, ItemFailure):
                     raise answered
@@ -193,16 +184,20 @@ class CaptionShard:
                 "it captions everything by the version that answers then, the same on every replica"
             )
 
-    def _is_current(self, companions: Companions, row: Row) -> bool:
+    def _is_current(self, companions: Companions, earlier: Earlier, row: Row) -> bool:
         """Whether a row that an earlier run left would be made again."""
         if "reason" in row:
             # What the model refused, another one may take.
             return row["reason"] not in self._settings.retry | {Reason.MODEL_ERROR}
         made_by = (row["model"], row["model_version"])
         wanted = (self._settings.model_name, self._settings.model_version)
-        return made_by == wanted and companions.has_strip(row["key"])
+        if made_by != wanted:
+            return False
+        # A strip may be of an attempt that was cut, and of another model.
+        there = companions.has_strip(row["key"])
+        return there and not (self._settings.asked.explain and earlier.cut)
 
-    def _row(self, item: Item, read: _Image, told: Told, companions: Companions) -> Row:
+    def _row(self, item: Item, read: ReadImage, told: Told, companions: Companions) -> Row:
         for version in told.versions:
             # The server may have changed its model, and replicas may differ.
             self._check_model(self._settings.model_name, version)
@@ -226,67 +221,17 @@ class CaptionShard:
         }
 
 
-def _once(images: Iterable[tuple[Item, _Read]]) -> Iterator[tuple[Item, _Read]]:
-    """The same, without the data of bytes that came before."""
-    seen: set[str] = set()
-    for item, read in images:
-        if isinstance(read, _Image) and read.sha256 in seen:
-            yield item, replace(read, data=None)
-            continue
-        if isinstance(read, _Image):
-            seen.add(read.sha256)
-        yield item, read
-
-
-def _batches(images: Iterable[tuple[Item, _Read]], size: int) -> Iterator[list[tuple[Item, _Read]]]:
-    """Lists with so many images to send each, the last with fewer; the others go along."""
-    batch: list[tuple[Item, _Read]] = []
-    sent = 0
-    for item, read in images:
-        batch.append((item, read))
-        sent += isinstance(read, _Image) and read.data is not None
-        if sent == size:
-            yield batch
-            batch, sent = [], 0
-    if batch:
-        yield batch
-
-
 def _ask(
-    client: Client, settings: CaptionSettings, batch: Sequence[tuple[Item, _Read]]
-) -> list[tuple[Item, _Read, _Outcome | None]]:
+    client: Client, settings: CaptionSettings, batch: Sequence[tuple[Item, Read]]
+) -> list[_Answered]:
     """Every item of a batch, in order, with the model's outcome where it was asked."""
-    sent = [read.data if isinstance(read, _Image) else None for _, read in batch]
+    sent = [read.data if isinstance(read, ReadImage) else None for _, read in batch]
     images = [data for data in sent if data is not None]
     told = iter(settings.asked.ask(client, images, settings.batch_size))
+    # Rows need the images no more.
     return [
-        (item, read, None if data is None else next(told))
-        for (item, read), data in zip(batch, sent, strict=True)
+        (item, read, None)
+        if isinstance(read, ItemFailure)
+        else (item, replace(read, data=None), None if read.data is None else next(told))
+        for item, read in batch
     ]
-
-
-def read_threads(items: Sequence[Item], batch_size: int) -> int:
-    """Threads that read the images of a shard."""
-    # Whoever waits for a host has a thread of its own, and holds up nobody else.
-    fetched = any(is_url(str(item["source"])) for item in items)
-    return batch_size * _BATCHES_AHEAD if fetched else _READ_THREADS
-
-
-def read_original(fetcher: Fetcher, item: Item) -> bytes:
-    """The bytes of an item's image, wherever it lies; raises ItemFailure."""
-    source = str(item["source"])
-    if not source:
-        raise ItemFailure(Reason.INVALID_URL, "an empty cell, expected a URL or a path")
-    return fetcher.fetch(source) if is_url(source) else read_item(item)
-
-
-def _known_failure(fetcher: Fetcher, item: Item) -> ItemFailure | None:
-    source = str(item["source"])
-    return fetcher.known_failure(source) if is_url(source) else None
-
-
-def load_image(fetcher: Fetcher, decode: Decode, item: Item) -> _Image:
-    """Read and canonicalise one item; raises ItemFailure."""
-    data = read_original(fetcher, item)
-    image = decode(data)
-    return _Image(hashlib.sha256(data).hexdigest(), image.width, image.height, image.data)

@@ -1,40 +1,19 @@
 """An image that ends the process that decodes it costs its shard a second attempt, not the job.
 
-While a shard is made, OUTPUT/_work/begun/NAME.json names the process that makes it. Whoever finds
-the file of a process that is gone decodes every image of the shard in a process of its own.
+Where an earlier attempt at a shard ended with its process (pipelines/begun), every image of the
+shard is decoded in another process.
 """
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self, TypeAlias
 
 from model.errors import ItemFailure, Reason
 from model.image_bytes import Canonical
-from pipelines import storage
 from pipelines.decoding_process import DecodingProcess
-from pipelines.jobs import WORK_DIR, Job
-from pipelines.processes import this_process
 
 Decode: TypeAlias = Callable[[bytes], Canonical]
-
-
-@contextmanager
-def begun(job: Job, name: str) -> Iterator[bool]:
-    """Note that this process makes a shard, for as long as the block runs.
-
-    Yields:
-      Whether a process ended while it made this shard: killed, or by one of its images.
-    """
-    path = job.path(WORK_DIR, "begun", f"{name}.json")
-    ended_before = storage.exists(path)
-    storage.write_json(path, asdict(this_process()))
-    try:
-        yield ended_before
-    finally:
-        storage.delete(path)
 
 
 class CarefulDecoder:
@@ -61,18 +40,25 @@ class CarefulDecoder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Ends the process."""
-        self._end()
+        """Ends the process, when nobody waits for it any more."""
+        with self._one:
+            self._end()
 
     def __call__(self, data: bytes) -> Canonical:
         """As the decoder; raises ItemFailure DECODE where it crashed."""
         with self._one:
-            answer = self._ask(data)
+            # Whoever ends it twice is to blame; once may be for lack of memory.
+            answer = self._ask(data) or self._ask(data)
+        if answer is None:
+            raise ItemFailure(
+                Reason.DECODE, "decoding it ended the process, expected a whole image"
+            )
         if isinstance(answer, Canonical):
             return answer
         raise answer
 
-    def _ask(self, data: bytes) -> Canonical | Exception:
+    def _ask(self, data: bytes) -> Canonical | Exception | None:
+        """What the decoder returned or raised; None where that ended its process."""
         if self._process is None:
             self._process = DecodingProcess(self._decode)
         try:
@@ -80,9 +66,7 @@ class CarefulDecoder:
             return answer
         except (EOFError, OSError):
             self._end()
-            return ItemFailure(
-                Reason.DECODE, "decoding it ended the process, expected a whole image"
-            )
+            return None
 
     def _end(self) -> None:
         if self._process is not None:

@@ -1,7 +1,7 @@
 """A process that decodes images for another one: `python -m pipelines.decoding_process FD`.
 
-Receives the decoder, then bytes again and again; answers what the decoder returned or the
-ItemFailure that it raised. Imports nothing else of ours, so that it starts at once.
+Receives the decoder and says when it has it, then bytes again and again; answers what the decoder
+returned or the ItemFailure that it raised. Imports next to nothing, so that it starts at once.
 """
 
 import os
@@ -11,12 +11,17 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
+from model.errors import InvalidInput
+
 
 class DecodingProcess:
     """The process, seen from outside.
 
     Args:
       decode: pickled by reference.
+
+    Raises:
+      InvalidInput: it does not start.
     """
 
     def __init__(self, decode: Any) -> None:
@@ -27,7 +32,15 @@ class DecodingProcess:
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
-        self._pipe.send(decode)
+        try:
+            self._pipe.send(decode)
+            self._pipe.recv()
+        except (EOFError, OSError) as error:
+            self.close()
+            raise InvalidInput(
+                "the process that decodes images of a shard that crashed does not start; see what "
+                "it said above and that there is memory, then repeat the command"
+            ) from error
 
     def ask(self, data: bytes) -> Any:
         """What the decoder returned, or the exception that it raised.
@@ -46,6 +59,7 @@ class DecodingProcess:
 
 def _answer(pipe: Connection) -> None:
     decode = pipe.recv()
+    pipe.send(None)
     while True:
         try:
             data = pipe.recv()

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 from model.errors import ItemFailure
 from model.image_bytes import canonicalise, format_of
 from pipelines.bulk_job import BulkConfig, caption_settings, listed, new_job
-from pipelines.bulk_plan import plan
-from pipelines.captioning import CaptionSettings, CaptionShard, read_original, read_threads
+from pipelines.bulk_plan import NOT_TAKEN, plan
+from pipelines.captioning import CaptionSettings, CaptionShard
 from pipelines.clients import Clients
 from pipelines.columns import Columns
 from pipelines.dry_run_report import DryRun, Left, Sample, Survey
@@ -30,6 +30,7 @@ from pipelines.ledger import WriteSummary
 from pipelines.listing import IMAGE_SUFFIXES
 from pipelines.partition import Partition
 from pipelines.read_ahead import batches, read_ahead
+from pipelines.reading import read_original, read_threads
 from pipelines.runner import DRY_RUN, can_build, check_beam_args
 from pipelines.shards import build_job
 from serving.client import Client
@@ -73,7 +74,8 @@ def dry_run(
     check_beam_args((*beam_args, *([DRY_RUN] if builds else [])), config.output)
     with listed(inputs, columns, config) as (images, skipped), clients.open() as client:
         settings = caption_settings(client, config)
-        job = plan(new_job(config), images, settings, config.shard_size, foresee_job)
+        there = images.items + skipped.get(NOT_TAKEN, 0)
+        job = plan(new_job(config), images, settings, config.shard_size, there, foresee_job)
         survey, drawn = _look_through(images, len(job.specs), skipped)
         sample = _caption_sample(drawn, client, settings, now_s)
         if builds:
@@ -151,14 +153,17 @@ def _caption_sample(
     # A model's first answer takes longer than all others.
     list(settings.asked.ask(client, data[:1], settings.batch_size))
     began_s = now_s()
+    computed = 0
     for batch in batches(data, settings.batch_size):
+        computed += settings.batch_size
         told = settings.asked.ask(client, batch, settings.batch_size)
         failed.update(str(each.reason) for each in told if isinstance(each, ItemFailure))
     return Sample(
         taken=len(drawn),
         read_s=read_s,
         asked=len(data),
-        caption_s=now_s() - began_s,
+        # Each call takes as long as a full one.
+        caption_s=(now_s() - began_s) * len(data) / max(computed, 1),
         formats=Counter(each.format for _, each in read),
         failed=failed,
         unlisted=[each.size for item, each in read if listed_bytes(item) is None],

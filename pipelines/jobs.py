@@ -130,19 +130,25 @@ class Job:
         """Where a finished shard's result lies."""
         return self.path(WORK_DIR, "done", f"{name}.json")
 
+    def begun_path(self, name: str) -> str:
+        """What is there while a shard of an amendable job is made."""
+        return self.path(WORK_DIR, "begun", f"{name}.json")
+
     def spec_path(self, name: str, digest: str) -> str:
         """Where the items of a shard lie."""
         version = f"-{digest[:_DIGEST_IN_NAME]}" if self.amendable else ""
         return self.path(WORK_DIR, "specs", f"{name}{version}.jsonl")
 
     def result(self, spec: ShardSpec) -> ShardResult | None:
-        """The result of a finished shard, or None: not made, or its files are not whole.
+        """The result of a finished shard, or None: not made, begun anew, or not whole.
 
         Raises:
           OSError: the output directory cannot be read.
         """
         result = self.noted_result(spec)
         if result is None or result.attempt < spec.attempt:
+            return None
+        if self.amendable and storage.exists(self.begun_path(spec.name)):
             return None
         whole = all(
             storage.size(self.path(file.file)) == file.bytes

@@ -107,15 +107,17 @@ class WriteSummary:
         return Ledger(inputs, 0, {}, dict(self.skipped))
 
 
-def is_complete(job: Job, coco: bool = False) -> bool:
+def is_complete(job: Job, skipped: Mapping[str, int], coco: bool = False) -> bool:
     """Whether all shards are there, and the summary; a summary without them is removed.
 
     Args:
       job: with its specs.
+      skipped: inputs passed over now, by kind; a summary that says others is written again.
       coco: whether captions.json must be there, too.
     """
     summary = storage.read_json(job.path(SUMMARY_FILE))
-    if summary is not None and all(job.result(spec) for spec in job.specs):
+    same = summary is not None and summary["ledger"]["skipped"] == dict(skipped)
+    if same and all(job.result(spec) for spec in job.specs):
         results = [FileInfo(**file) for file in summary["files"] if file["file"] == COCO_FILE]
         if not coco or any(storage.size(job.path(COCO_FILE)) == file.bytes for file in results):
             return True
@@ -175,8 +177,8 @@ def _read_rows(job: Job, file: FileInfo, rows: RowFormat) -> list[dict[str, Any]
         raise InvalidInput(f"{path}: cannot be read ({error}); take another --output") from error
     if hashlib.sha256(data).hexdigest() != file.sha256:
         raise CheckFailed(
-            f"{path}: {len(data)} bytes that are not the {file.bytes} that were written; "
-            "take another --output"
+            f"{path}: {len(data)} bytes that are not the {file.bytes} that were written; delete "
+            "its shard's file in _work/done and repeat the command"
         )
     return rows.read(data)
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 import apache_beam as beam
@@ -21,6 +22,7 @@ from apache_beam.transforms.combiners import ToListCombineFn
 
 from model.errors import CaptionbeamError, CheckFailed, InvalidInput, NotRun
 from pipelines import counters, storage, tally
+from pipelines.begun import begun
 from pipelines.heaps import freeze_loaded, return_free_memory
 from pipelines.jobs import (
     LEASE_DIR,
@@ -47,7 +49,8 @@ from pipelines.runner import (
 from pipelines.sink import Sink
 from pipelines.watch import shown
 
-# Of a pipeline whose worker processes end amid their work, by an image or for lack of memory.
+# Of a pipeline whose worker processes end amid their work, by an image or for lack of memory, and
+# which finishes no shard meanwhile.
 _LAUNCHES = 3
 # Carries one of our errors through Beam, which keeps only an exception's text, and may quote it;
 # Base64 has nothing to quote.
@@ -101,14 +104,15 @@ class ProcessShard(FileDoFn):
             self._work.setup()
             self._ready = True
         items = storage.read_json_lines(spec.path)
-        sink = Sink(self._job, spec, tally.begin(self._job.output, spec.name))
-        try:
-            self._work.process(items, sink)
-            return sink.commit()
-        finally:
-            sink.abandon()
-            freeze_loaded()
-            return_free_memory()
+        with begun(self._job, spec.name) as earlier:
+            sink = Sink(self._job, spec, tally.begin(self._job.output, spec.name), earlier)
+            try:
+                self._work.process(items, sink)
+                return sink.commit()
+            finally:
+                sink.abandon()
+                freeze_loaded()
+                return_free_memory()
 
 
 class Publish(FileDoFn):
@@ -170,14 +174,7 @@ def run_job(
     """
     with write_errors(job.output):
         _delete_temporary_files(job)
-    for left in reversed(range(_LAUNCHES)):
-        try:
-            result = _run(job, work, publish, beam_args)
-            break
-        except WorkerLost:
-            if not left:
-                raise
-            print("a worker process ended amid its work; its shard is begun again", file=sys.stderr)
+    result = _run_again(job, partial(_run, job, work, publish, beam_args))
     with write_errors(job.output):
         # Of a worker that was killed and whose shard another one made, and of a killed launch's
         # workers, which end when they find that they lost the lease.
@@ -188,6 +185,22 @@ def run_job(
             "leave --dry_run out"
         )
     return counters.counted(result)
+
+
+def _run_again(job: Job, run: Callable[[], Any]) -> Any:
+    """What a run returns; where it loses a worker, of another one, as long as shards get done."""
+    launches = finished = 0
+    while True:
+        try:
+            return run()
+        except WorkerLost:
+            with write_errors(job.output):
+                now = len(storage.match(job.done_path("*")))
+            launches = 1 if now > finished else launches + 1
+            finished = now
+            if launches == _LAUNCHES:
+                raise
+            print("a worker process ended amid its work; its shard is begun again", file=sys.stderr)
 
 
 def _run(

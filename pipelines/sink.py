@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 from model.errors import ItemFailure, Reason
 from pipelines import storage
+from pipelines.begun import Earlier
 from pipelines.columns import CARRIED
 from pipelines.jobs import FileInfo, Item, Job, ShardResult, ShardSpec
 from pipelines.tally import Tally
@@ -19,10 +20,18 @@ class Sink:
     Attributes:
       job: without specs.
       spec: the shard's.
+      earlier: what is known of an earlier attempt at it.
     """
 
-    def __init__(self, job: Job, spec: ShardSpec, tally: Tally | None = None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        spec: ShardSpec,
+        tally: Tally | None = None,
+        earlier: Earlier | None = None,
+    ) -> None:
         self.job, self.spec = job, spec
+        self.earlier = Earlier() if earlier is None else earlier
         self._tally = Tally() if tally is None else tally
         self._failed: Counter[str] = Counter()
         self._parts_failed: Counter[str] = Counter()

@@ -163,9 +163,10 @@ class Client:
 
         Args:
           images: canonical image bytes.
-          fill_to: images that each request has at least, with fillers whose rows are dropped. The
+          fill_to: images that the request has at least, with fillers whose rows are dropped. The
             last digits of a row depend on how many images are computed with it; of a request as
-            large as the server's batches, that is the request's number and nobody else's.
+            large as the server's batches, that is the request's number and nobody else's. Images
+            that take several requests are not filled up, nor the halves of one that was refused.
         """
         return list(self._each(contract.SERVING_DEFAULT, answers.caption_result, images, fill_to))
 
@@ -189,16 +190,18 @@ class Client:
         fill_to: int = 0,
     ) -> Iterator[_Answer | ItemFailure]:
         self.check()
-        for batch in split(images, self._limits):
+        first, *others = list(split(images, self._limits)) or [[]]
+        fillers = 0 if others else max(0, min(fill_to, self._limits.images) - len(first))
+        for batch in (first, *others) if first else ():
             deadline_s = self._clock.now_s() + self._timeout_s
-            for row in self._rows(signature, batch, fill_to, deadline_s):
+            for row in self._rows(signature, batch, deadline_s, fillers):
                 yield row if isinstance(row, ItemFailure) else read(row)
 
     def _rows(
-        self, signature: str, images: Sequence[bytes], fill_to: int, deadline_s: float
+        self, signature: str, images: Sequence[bytes], deadline_s: float, fillers: int = 0
     ) -> Iterator[Row | ItemFailure]:
         """One request's rows; of a request that is refused as a whole, those of its halves."""
-        sent = [*images, *repeat(FILLER, fill_to - len(images))]
+        sent = [*images, *repeat(FILLER, fillers)]
         predict = partial(self._transport.predict, signature, sent)
         try:
             answer = self._call(predict, deadline_s - self._clock.now_s())
@@ -211,7 +214,7 @@ class Client:
                 return
             half = len(images) // 2
             for part in (images[:half], images[half:]):
-                yield from self._rows(signature, part, fill_to, deadline_s)
+                yield from self._rows(signature, part, deadline_s)
             return
         version = self.check().version
         for row in islice(answers.rows(signature, answer, len(sent), version), len(images)):

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from model import figures
+from model.encoder import cell_centres
 from model.errors import InvalidInput
 from model.figures import COLUMNS, draw_attention, draw_history
 
@@ -87,6 +88,19 @@ def test_a_word_shines_where_its_cell_looks(tmp_path: Path, cell: tuple[int, int
     if 0 < cell[0] < GRID - 1:
         assert light[row + 20, column] < (at_the_cell + light.min()) / 2 + 20
         assert brightest(word) == pytest.approx((places[0][cell[0]], places[1][cell[1]]), abs=0.01)
+
+
+def test_cells_that_look_at_one_place_share_it(tmp_path: Path) -> None:
+    """Of a panorama of 96 pixels' height, seven rows of cells look from three places."""
+    places = np.stack([cell_centres(96, GRID), cell_centres(224, GRID)])
+    assert len(np.unique(places[0])) < GRID
+    same = np.flatnonzero(places[0] == places[0][0])
+    attention = np.stack([peak(int(row), 3) for row in (same[0], same[-1], GRID - 1)])
+    draw_attention(photo(170, 400), ["a", "b", "c"], attention, places, tmp_path / "a.png")
+    ((_, first, second, last),) = panels_of(tmp_path / "a.png")
+    np.testing.assert_array_equal(first, second)
+    assert brightest(first)[0] < 0.2
+    assert brightest(last)[0] > 0.6
 
 
 def test_the_photograph_is_shown_as_it_is(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ class Geometry(NamedTuple):
     """As much of a manifest as says where cells look."""
 
     image_size: int = 32 * SIDE
-    grid_size: int = SIDE
+    grid_shape: tuple[int, int] = (SIDE**2, 8)
     aspect: str = SQUASH
 
 

@@ -36,7 +36,7 @@ def written(caption: str, *peaks: tuple[int, int], key: str = "a.jpg") -> Predic
 
 def manifest(aspect: str = SQUASH) -> Any:
     """As much of a manifest as says where cells lie."""
-    return SimpleNamespace(image_size=IMAGE_SIZE, grid_size=SIDE, aspect=aspect)
+    return SimpleNamespace(image_size=IMAGE_SIZE, grid_shape=(SIDE**2, 8), aspect=aspect)
 
 
 def play(prediction: Prediction, names: Sequence[str] = (), **objects: Sequence[Box]) -> list[Any]:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from model.errors import InvalidInput, ItemFailure, Reason
+from pipelines.begun import Earlier
 from pipelines.caption_rows import Asked
 from pipelines.captioning import CaptionSettings, CaptionShard
 from pipelines.clients import Clients, Target
@@ -42,7 +43,7 @@ class ListSink:
 
     def __init__(self, output: Path) -> None:
         self.job = Job("bulk", str(output), "captions-{name}", "failures-{name}")
-        self.spec = ShardSpec("shard", "", 0, "")
+        self.spec, self.earlier = ShardSpec("shard", "", 0, ""), Earlier()
         self.rows: list[dict[str, Any]] = []
         self.failures: list[tuple[str, Reason]] = []
         self.lines: list[bytes] = []

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from model.errors import ItemFailure
+from pipelines.begun import Earlier
 from pipelines.captioning import CaptionSettings, CaptionShard
 from pipelines.clients import Clients, Target
 from pipelines.fetch_order import spread_hosts
@@ -29,7 +30,10 @@ class Outcomes(dict[str, str]):
     """A sink: CAPTIONED or the reason, by key."""
 
     job: Job
-    spec = ShardSpec("shard", "", 0, "")
+    spec, earlier = ShardSpec("shard", "", 0, ""), Earlier()
+
+    def frame(self, payload: bytes) -> None:
+        assert payload == b""
 
     def write(self, payload: bytes) -> None:
         self[json.loads(payload)["key"]] = CAPTIONED

@@ -181,7 +181,7 @@ def test_what_is_not_whole_lies_where_the_next_run_looks_for_it(
 
     monkeypatch.setattr(storage, "open_write", noted_open)
     caption_shard(tmp_path, "out", items_of(write_photos(tmp_path / "in", 1)))
-    work = {f"out/_work/{part}" for part in ("attention", "begun", "done", "specs")}
+    work = {f"out/_work/{part}" for part in ("attention", "done", "specs")}
     assert opened == {"out", "out/_work", "out-txt/.captionbeam", *work}
 
 

@@ -421,3 +421,24 @@ def test_a_forked_worker_is_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch
     assert (forked.pid, forked.started) == (os.getppid(), start_of(os.getppid()))
     monkeypatch.undo()
     assert this_process() == launcher
+
+
+def test_workers_may_be_lost_as_long_as_shards_get_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"shard{number}" for number in range(6)]
+    job = plan(tmp_path, **dict.fromkeys(names, "x"))
+    work, published = Upper(tmp_path / "log"), tmp_path / "published"
+    run = shards._run
+    lost: list[int] = []
+
+    def losing(job: Job, *args: Any) -> Any:
+        if len(lost) < len(names) - 1:
+            lost.append(len(lost))
+            ProcessShard(job, work)._make(job.specs[len(lost) - 1])
+            raise WorkerLost("a worker process ended")
+        return run(job, *args)
+
+    monkeypatch.setattr(shards, "_run", losing)
+    run_job(job, work, Publish(published), ())
+    assert len(json.loads(published.read_text())) == len(names)

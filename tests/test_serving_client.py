@@ -497,10 +497,16 @@ def test_fillers_make_a_request_whole_and_have_no_row(in_process: Transport) -> 
     assert len(client.explain_each(images, fill_to=2)) == len(client.nbest_each(images, 4)) == 3
     assert [len(sent) for _, sent, _ in transport.calls[2:]] == [3, 4]
     assert client.caption_each([], fill_to=5) == []
-    # Both halves of a request that is refused, too.
+    # The halves of a request that is refused, perhaps for its size, are smaller.
     refused = client.caption_each([b"bad", b"a"], fill_to=3)
     assert isinstance(refused[0], ItemFailure)
     assert getattr(refused[1], "caption", None) == tiny_caption(b"a")
-    assert [len(sent) for _, sent, _ in transport.calls[4:]] == [3, 3, 3]
+    assert [len(sent) for _, sent, _ in transport.calls[4:]] == [3, 1, 1]
+    # What takes several requests is not filled up, and none is larger than the limit.
+    limited = ScriptedTransport(in_process)
+    few = Client(limited, limits=RequestLimits(images=3, image_bytes=12))
+    assert len(few.caption_each([b"12345678", b"12345678", b"1"], fill_to=8)) == 3
+    assert len(few.caption_each([b"1"], fill_to=8)) == 1
+    assert [len(sent) for _, sent, _ in limited.calls] == [1, 2, 3]
     with Image.open(io.BytesIO(FILLER)) as image:
         assert (image.format, image.mode, min(image.size)) == ("PNG", "RGB", MIN_SIDE)

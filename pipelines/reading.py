@@ -1,0 +1,91 @@
+"""Reads the images of a bulk shard, from wherever they are, and cuts them into batches."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from model.errors import ItemFailure, Reason
+from pipelines.crashes import Decode
+from pipelines.fetch import Fetcher
+from pipelines.fetch_order import is_url
+from pipelines.image_files import read_item
+from pipelines.jobs import Item
+
+# Enough to hide the latency of a disk; decoding leaves Python's lock.
+_READ_THREADS = 16
+# Batches that are read or waiting while one is in the model.
+BATCHES_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class ReadImage:
+    """An item that was read.
+
+    Attributes:
+      sha256: of its original bytes.
+      width: upright, in pixels.
+      height: likewise.
+      data: canonical bytes; None where the same bytes stood earlier in the shard.
+    """
+
+    sha256: str
+    width: int
+    height: int
+    data: bytes | None
+
+
+Read: TypeAlias = ReadImage | ItemFailure
+
+
+def read_threads(items: Sequence[Item], batch_size: int) -> int:
+    """Threads that read the images of a shard."""
+    # Whoever waits for a host has a thread of its own, and holds up nobody else.
+    fetched = any(is_url(str(item["source"])) for item in items)
+    return batch_size * BATCHES_AHEAD if fetched else _READ_THREADS
+
+
+def read_original(fetcher: Fetcher, item: Item) -> bytes:
+    """The bytes of an item's image, wherever it lies; raises ItemFailure."""
+    source = str(item["source"])
+    if not source:
+        raise ItemFailure(Reason.INVALID_URL, "an empty cell, expected a URL or a path")
+    return fetcher.fetch(source) if is_url(source) else read_item(item)
+
+
+def known_failure(fetcher: Fetcher, item: Item) -> ItemFailure | None:
+    source = str(item["source"])
+    return fetcher.known_failure(source) if is_url(source) else None
+
+
+def load_image(fetcher: Fetcher, decode: Decode, item: Item) -> ReadImage:
+    """Read and canonicalise one item; raises ItemFailure."""
+    data = read_original(fetcher, item)
+    image = decode(data)
+    return ReadImage(hashlib.sha256(data).hexdigest(), image.width, image.height, image.data)
+
+
+def once(images: Iterable[tuple[Item, Read]]) -> Iterator[tuple[Item, Read]]:
+    """The same, without the data of bytes that came before."""
+    seen: set[str] = set()
+    for item, read in images:
+        if isinstance(read, ReadImage) and read.sha256 in seen:
+            yield item, replace(read, data=None)
+            continue
+        if isinstance(read, ReadImage):
+            seen.add(read.sha256)
+        yield item, read
+
+
+def batches(images: Iterable[tuple[Item, Read]], size: int) -> Iterator[list[tuple[Item, Read]]]:
+    """Lists with so many images to send each, the last with fewer; the others go along."""
+    batch: list[tuple[Item, Read]] = []
+    sent = 0
+    for item, read in images:
+        batch.append((item, read))
+        sent += isinstance(read, ReadImage) and read.data is not None
+        if sent == size:
+            yield batch
+            batch, sent = [], 0
+    if batch:
+        yield batch
