@@ -23,11 +23,8 @@ from tests.trainer_fixtures import (
 )
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [(), pytest.param(EVERYTHING, marks=pytest.mark.slow)],
-    ids=["plain", "everything"],
-)
+@pytest.mark.parametrize("changes", [(), EVERYTHING], ids=["plain", "everything"])
+@pytest.mark.slow
 def test_resumed_run_equals_the_undisturbed_one(
     tmp_path: Path, changes: tuple[tuple[str, object], ...]
 ) -> None:

@@ -23,9 +23,9 @@ from tests.serving_fixtures import predict_request, running_server
 
 TIMEOUT_S = 120
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
-FEW, MANY = 25, 500
+CASES = 500
 
-sizes = pytest.mark.parametrize("cases", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +51,10 @@ def send(server: Server) -> Iterator[Callable[[bytes], Any]]:
         yield sent
 
 
-def run(cases: int, strategy: st.SearchStrategy[Any], check: Callable[[Any], None]) -> None:
+def run(strategy: st.SearchStrategy[Any], check: Callable[[Any], None]) -> None:
     """Checks so many values, the same ones each time."""
     options = settings(
-        max_examples=cases,
+        max_examples=CASES,
         deadline=None,
         derandomize=True,
         database=None,
@@ -87,8 +87,7 @@ def mutated(draw: st.DrawFn, originals: list[bytes]) -> bytes:
     return bytes(parts[kind])
 
 
-@sizes
-def test_messages_that_are_none(send: Callable[[bytes], Any], cases: int) -> None:
+def test_messages_that_are_none(send: Callable[[bytes], Any]) -> None:
     good = predict_request(photographs()[:1]).SerializeToString()
 
     def check(message: bytes) -> None:
@@ -98,7 +97,7 @@ def test_messages_that_are_none(send: Callable[[bytes], Any], cases: int) -> Non
             *("INVALID_ARGUMENT", "NOT_FOUND", "INTERNAL"),
         )
 
-    run(cases, st.binary(max_size=200) | mutated([good]), check)
+    run(st.binary(max_size=200) | mutated([good]), check)
     lives(send)
 
 
@@ -144,20 +143,18 @@ def _built(drawn: dict[str, Any]) -> predict_pb2.PredictRequest:
     return asked
 
 
-@sizes
-def test_requests_of_any_kind(send: Callable[[bytes], Any], cases: int) -> None:
+def test_requests_of_any_kind(send: Callable[[bytes], Any]) -> None:
     def check(drawn: dict[str, Any]) -> None:
         answer = send(_built(drawn).SerializeToString())
         assert isinstance(answer, predict_pb2.PredictResponse) or answer in (
             *("INVALID_ARGUMENT", "NOT_FOUND"),
         )
 
-    run(cases, _REQUESTS, check)
+    run(_REQUESTS, check)
     lives(send)
 
 
-@sizes
-def test_bytes_that_are_hardly_images(send: Callable[[bytes], Any], cases: int) -> None:
+def test_bytes_that_are_hardly_images(send: Callable[[bytes], Any]) -> None:
     good = photographs()
     pngs = [tf.io.encode_png(tf.io.decode_jpeg(image)).numpy() for image in good[:2]]
     expected = send(predict_request(good[:1]).SerializeToString()).outputs[contract.CAPTION]
@@ -172,7 +169,7 @@ def test_bytes_that_are_hardly_images(send: Callable[[bytes], Any], cases: int) 
         for caption, status in zip(captions[1:], statuses[1:], strict=True):
             assert Status(status) is Status.OK or caption == b""
 
-    run(cases, st.lists(st.binary(max_size=60) | mutated([*good, *pngs]), max_size=3), check)
+    run(st.lists(st.binary(max_size=60) | mutated([*good, *pngs]), max_size=3), check)
     lives(send)
 
 
@@ -194,8 +191,7 @@ _BODIES = st.dictionaries(
 )
 
 
-@sizes
-def test_bodies_of_any_kind(server: Server, send: Callable[[bytes], Any], cases: int) -> None:
+def test_bodies_of_any_kind(server: Server, send: Callable[[bytes], Any]) -> None:
     url = f"http://{server.rest_address}/v1/models/tiny:predict"
 
     def check(body: Any) -> None:
@@ -206,5 +202,5 @@ def test_bodies_of_any_kind(server: Server, send: Callable[[bytes], Any], cases:
         assert set(found) <= {"error", "predictions", "outputs"}
         assert ("error" in found) == (answer.status_code != 200)
 
-    run(cases, st.binary(max_size=80) | _BODIES, check)
+    run(st.binary(max_size=80) | _BODIES, check)
     lives(send)
