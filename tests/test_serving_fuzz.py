@@ -1,6 +1,6 @@
 """Whatever is sent, the server answers with a code and lives (hypothesis).
 
-The few cases of each run are those of `make test`; CI runs 2,000 in all.
+`make test-slow` runs 2,000 cases in all.
 """
 
 import json
