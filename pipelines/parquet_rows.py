@@ -16,6 +16,12 @@ from pipelines.manifest_files import open_manifest, unpacked_name
 _BATCH_ROWS = 1024
 # Read on from a column's pages in pieces of this size.
 _BUFFER_BYTES = 2**18
+_BYTES_TYPES = (
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_binary_view,
+    pa.types.is_fixed_size_binary,
+)
 
 
 def read_parquet(where: str, columns: Columns, check: ColumnCheck) -> Iterator[dict[str, Any]]:
@@ -59,13 +65,21 @@ def _open_seekable(where: str) -> Iterator[BinaryIO]:
 def _wanted(schema: pa.Schema, columns: Columns) -> list[str]:
     """The columns to be read; all others cost nothing."""
     if columns.carry is None:
-        bytes_types = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
-        named = [
-            field.name for field in schema if not any(is_of(field.type) for is_of in bytes_types)
-        ]
+        named = [field.name for field in schema if not _holds_bytes(field.type)]
     else:
         named = list(columns.carry)
     return list(dict.fromkeys([columns.url, *([columns.id] if columns.id else []), *named]))
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    """Whether there are bytes in it at any depth, as in datasets' struct<bytes, path>."""
+    if any(is_of(kind) for is_of in _BYTES_TYPES):
+        return True
+    if isinstance(kind, pa.BaseExtensionType):
+        return _holds_bytes(kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return _holds_bytes(kind.value_type)
+    return any(_holds_bytes(kind.field(index).type) for index in range(kind.num_fields))
 
 
 def _as_text(batch: pa.RecordBatch) -> pa.RecordBatch:

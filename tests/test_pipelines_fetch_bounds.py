@@ -1,5 +1,6 @@
 """Answers without end: too many bytes, too slow, or not to be parsed."""
 
+import gzip
 import socket
 import tracemalloc
 import zlib
@@ -19,6 +20,7 @@ from tests.fetch_fixtures import (
     LoopbackServer,
     fetching,
     reason,
+    redirect,
     serving,
 )
 
@@ -76,6 +78,34 @@ def test_a_gzip_bomb_is_cut_before_it_fills_the_memory(
     finally:
         tracemalloc.stop()
     assert peak < 4 * 2**20
+
+
+@pytest.mark.parametrize("encoding", ["br", "ZSTD", "gzip, br", "br, gzip", "compress"])
+def test_an_encoding_that_nobody_asked_for_is_not_unpacked(
+    encoding: str, server: LoopbackServer, fetcher: Fetcher
+) -> None:
+    server.answers["/"] = lambda handler: handler.reply(200, BODY, Content_Encoding=encoding)
+    with pytest.raises(ItemFailure, match="an encoding nobody asked for") as caught:
+        fetcher.fetch(server.url("/"))
+    assert caught.value.reason == Reason.CONNECTION
+    assert server.paths == ["/"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "packed"),
+    [
+        ("identity", BODY),
+        ("GZIP", gzip.compress(BODY)),
+        ("x-gzip", gzip.compress(BODY)),
+        ("deflate", zlib.compress(BODY)),
+        ("deflate, gzip", gzip.compress(zlib.compress(BODY))),
+    ],
+)
+def test_what_is_always_at_hand_is_unpacked(
+    encoding: str, packed: bytes, server: LoopbackServer, fetcher: Fetcher
+) -> None:
+    server.answers["/"] = lambda handler: handler.reply(200, packed, Content_Encoding=encoding)
+    assert fetcher.fetch(server.url("/")) == BODY
 
 
 @pytest.mark.parametrize(
@@ -156,6 +186,17 @@ def test_a_garbled_answer_fails_its_own_item(
 
     server.answers["/"] = garble
     assert reason(fetcher, server.url("/")) in (Reason.CONNECTION, Reason.EMPTY)
+
+
+def test_a_message_is_no_longer_than_a_person_reads(
+    server: LoopbackServer, fetcher: Fetcher
+) -> None:
+    server.answers["/"] = redirect("https://[" + "x" * 50_000)
+    with pytest.raises(ItemFailure) as caught:
+        fetcher.fetch(server.url("/"))
+    assert caught.value.message.startswith("redirected to 'https://[xxx")
+    assert len(caught.value.message) == 501
+    assert caught.value.message.endswith("x…")
 
 
 def test_headers_without_end_are_cut(server: LoopbackServer, fetcher: Fetcher) -> None:
