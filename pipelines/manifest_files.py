@@ -44,7 +44,10 @@ def open_manifest(where: str) -> Iterator[BinaryIO]:
         raise InvalidInput(f"{where}: no gzip data ({error}); make or copy it again") from error
     except OSError as error:
         said = " ".join(str(error).split())
-        raise InvalidInput(f"{where}: cannot be read ({said})") from error
+        raise InvalidInput(
+            f"{where}: cannot be read ({said}), expected a manifest; check its path and who may "
+            "read it"
+        ) from error
 
 
 @contextmanager

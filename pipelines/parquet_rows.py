@@ -1,9 +1,8 @@
 """The rows of a Parquet file, a batch at a time, so that no row group is held whole."""
 
-import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -12,10 +11,12 @@ import pyarrow.parquet as pq
 from model.errors import InvalidInput
 from pipelines.columns import ColumnCheck, Columns
 from pipelines.manifest_files import open_manifest, unpacked_name
+from pipelines.partition import spool_errors
 
 _BATCH_ROWS = 1024
 # Read on from a column's pages in pieces of this size.
 _BUFFER_BYTES = 2**18
+_PIECE_BYTES = 2**20
 _BYTES_TYPES = (
     pa.types.is_binary,
     pa.types.is_large_binary,
@@ -56,10 +57,20 @@ def _open_seekable(where: str) -> Iterator[BinaryIO]:
             yield file
             return
         # Its table of contents stands at the end.
-        with tempfile.TemporaryFile() as unpacked:
-            shutil.copyfileobj(file, unpacked)
-            unpacked.seek(0)
+        with spool_errors():
+            unpacked = tempfile.TemporaryFile()  # noqa: SIM115
+        try:
+            # What goes wrong with reading is the manifest's.
+            while piece := file.read(_PIECE_BYTES):
+                with spool_errors():
+                    unpacked.write(piece)
+            with spool_errors():
+                unpacked.seek(0)
             yield unpacked
+        finally:
+            # A full disk fails again here, with what is still to be written.
+            with suppress(OSError):
+                unpacked.close()
 
 
 def _wanted(schema: pa.Schema, columns: Columns) -> list[str]:

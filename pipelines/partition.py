@@ -45,7 +45,7 @@ class Partition:
           InvalidInput: as reading the stream does, or the directory cannot be written.
         """
         self.items = 0
-        with _spool_errors():
+        with spool_errors():
             self._directory = tempfile.TemporaryDirectory(prefix="captionbeam-", dir=directory)
         try:
             self._spool(found)
@@ -110,14 +110,14 @@ class Partition:
         self._append(pieces)
 
     def _append(self, pieces: dict[int, list[bytes]]) -> None:
-        with _spool_errors():
+        with spool_errors():
             for number, lines in pieces.items():
                 with self._path(number).open("ab") as file:
                     file.writelines(lines)
         pieces.clear()
 
     def _lines(self, number: int) -> list[bytes]:
-        with _spool_errors():
+        with spool_errors():
             path = self._path(number)
             return path.read_bytes().splitlines() if path.exists() else []
 
@@ -126,7 +126,8 @@ class Partition:
 
 
 @contextmanager
-def _spool_errors() -> Iterator[None]:
+def spool_errors() -> Iterator[None]:
+    """Tell of a directory of TMPDIR that is full, or cannot be written."""
     try:
         yield
     except OSError as error:

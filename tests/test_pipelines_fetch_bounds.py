@@ -5,9 +5,11 @@ import socket
 import tracemalloc
 import zlib
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import urllib3
 
 from model.errors import ItemFailure, Reason
 from pipelines import guarded_http
@@ -197,6 +199,41 @@ def test_a_message_is_no_longer_than_a_person_reads(
     assert caught.value.message.startswith("redirected to 'https://[xxx")
     assert len(caught.value.message) == 501
     assert caught.value.message.endswith("x…")
+
+
+def test_an_address_that_never_answers_leaves_time_for_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_s = 100.0
+    waited: list[tuple[str, float]] = []
+
+    class Socket:
+        def __init__(self, *_: Any) -> None:
+            self.timeout_s = 0.0
+
+        def settimeout(self, timeout_s: float) -> None:
+            self.timeout_s = timeout_s
+
+        def connect(self, where: tuple[str, int]) -> None:
+            nonlocal now_s
+            waited.append((where[0], self.timeout_s))
+            if where[0] == "refuses":
+                raise ConnectionRefusedError
+            now_s += self.timeout_s
+            raise TimeoutError
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(guarded_http, "socket", SimpleNamespace(socket=Socket, SOCK_STREAM=1))
+    monkeypatch.setattr(guarded_http, "time", SimpleNamespace(monotonic=lambda: now_s))
+    places = [(2, (name, 80)) for name in ("silent", "refuses", "silent too", "last")]
+    resolver = SimpleNamespace(find=lambda *_: places)
+    connection = guarded_http._GuardedHTTP(
+        "a.test", 80, resolver=resolver, max_bytes=1, timeout=12.0
+    )
+    with pytest.raises(urllib3.exceptions.ConnectTimeoutError):
+        connection._new_conn()
+    assert waited == [("silent", 3.0), ("refuses", 3.0), ("silent too", 4.5), ("last", 4.5)]
 
 
 def test_headers_without_end_are_cut(server: LoopbackServer, fetcher: Fetcher) -> None:

@@ -2,7 +2,9 @@
 
 import datetime
 import decimal
+import errno
 import gzip
+import io
 import json
 import os
 from itertools import islice
@@ -14,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.errors import InvalidInput
-from pipelines import manifest_files
+from pipelines import manifest_files, parquet_rows
 from pipelines.columns import Columns
 from pipelines.manifest_rows import MANIFEST_SUFFIXES
 from pipelines.manifests import read_manifest
@@ -288,6 +290,32 @@ def test_what_cannot_be_used_is_one_line(
     else:
         where = write(tmp_path, name, content)
     assert refusal(where).startswith(message)
+
+
+def test_a_full_disk_is_not_the_fault_of_the_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = write(tmp_path, "m.parquet.gz", pa.table({"url": [URL]}))
+
+    class Full(io.BytesIO):
+        def write(self, _: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self) -> None:
+            super().close()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(parquet_rows.tempfile, "TemporaryFile", Full)
+    with pytest.raises(InvalidInput, match=r"No space left.*set TMPDIR to") as caught:
+        items(where)
+    assert where not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["m.parquet.gz", "m.csv"])
+def test_a_manifest_that_is_gone_says_what_to_do(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"expected a manifest; check its path") as caught:
+        list(read_manifest(str(tmp_path / name), Columns()))
+    assert str(caught.value).startswith(f"{tmp_path / name}: cannot be read (")
 
 
 @pytest.mark.parametrize(
