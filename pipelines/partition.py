@@ -6,9 +6,11 @@
             …
 
 The shards are equal parts of the range of hashes, and an item's hash is that of its key's root
-(pipelines/keys): a shard holds all that a name may have, so that it is numbered alone. The first
-pass appends every item to one of 256 files by the first byte of the hash, and counts. The second
-reads one file after the other; never more than one of them, or one shard, is in memory.
+(pipelines/keys): a shard holds all that a name may have, so that it is numbered alone. Ids, which
+are never numbered, go by the whole key. So what one name stands for is never divided: a manifest
+that names one image a million times, or names such as `a#1`, `a#2` … without an id column, are one
+shard, which is held whole. The first pass appends every item to one of 256 files by the first byte
+of the hash, and counts. The second reads one file after the other; never more than one of them, or one shard, is in memory.
 """
 
 import hashlib
@@ -100,7 +102,8 @@ class Partition:
         pieces: dict[int, list[bytes]] = defaultdict(list)
         waiting = 0
         for self.items, (item, once) in enumerate(found, 1):
-            digest = hashlib.sha256(root_of(item["key"]).encode()).digest()
+            root = root_of(item["key"]) if once is None else item["key"]
+            digest = hashlib.sha256(root.encode()).digest()
             line = f"{digest.hex()[:_HASH_DIGITS]}{json.dumps([item, once])}\n".encode()
             pieces[digest[0]].append(line)
             waiting += len(line)

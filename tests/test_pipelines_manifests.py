@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.errors import InvalidInput
-from pipelines import manifest_files, parquet_rows
+from pipelines import json_stream, manifest_files, manifest_rows, parquet_rows
 from pipelines.columns import Columns
 from pipelines.manifest_rows import MANIFEST_SUFFIXES
 from pipelines.manifests import read_manifest
@@ -290,6 +290,22 @@ def test_what_cannot_be_used_is_one_line(
     else:
         where = write(tmp_path, name, content)
     assert refusal(where).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[ROW,HUGE]", '{"images": [ROW,HUGE]}', '{"info": HUGE}', '{"licenses": [ROW,HUGE]}'],
+)
+def test_an_element_without_end_is_refused_before_it_fills_the_memory(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_stream, "_CHUNK_BYTES", 2**10)
+    monkeypatch.setattr(manifest_rows, "LONGEST_ROW", 2**16)
+    row = json.dumps({"url": URL, "id": 7, "text": "x" * 60_000})
+    assert len(items(write(tmp_path, "m.json", f"[{row},{row},{row}]"))) == 3
+    huge = f'"{"x" * 2**20}"'
+    where = write(tmp_path, "m.json", text.replace("ROW", row).replace("HUGE", huge))
+    assert "a value of over 65536 characters" in refusal(where)
 
 
 def test_a_full_disk_is_not_the_fault_of_the_manifest(
