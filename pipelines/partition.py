@@ -10,7 +10,8 @@ The shards are equal parts of the range of hashes, and an item's hash is that of
 are never numbered, go by the whole key. So what one name stands for is never divided: a manifest
 that names one image a million times, or names such as `a#1`, `a#2` … without an id column, are one
 shard, which is held whole. The first pass appends every item to one of 256 files by the first byte
-of the hash, and counts. The second reads one file after the other; never more than one of them, or one shard, is in memory.
+of the hash, and counts. The second reads one file after the other; never more than one of them, or
+one shard, is in memory.
 """
 
 import hashlib

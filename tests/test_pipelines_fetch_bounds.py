@@ -14,6 +14,7 @@ import urllib3
 from model.errors import ItemFailure, Reason
 from pipelines import guarded_http
 from pipelines.fetch import Fetcher
+from pipelines.resolver import Resolver
 from tests.fetch_fixtures import (
     BODY,
     Answer,
@@ -227,7 +228,8 @@ def test_an_address_that_never_answers_leaves_time_for_the_others(
     monkeypatch.setattr(guarded_http, "socket", SimpleNamespace(socket=Socket, SOCK_STREAM=1))
     monkeypatch.setattr(guarded_http, "time", SimpleNamespace(monotonic=lambda: now_s))
     places = [(2, (name, 80)) for name in ("silent", "refuses", "silent too", "last")]
-    resolver = SimpleNamespace(find=lambda *_: places)
+    resolver = Resolver(None)
+    monkeypatch.setattr(resolver, "find", lambda *_: places)
     connection = guarded_http._GuardedHTTP(
         "a.test", 80, resolver=resolver, max_bytes=1, timeout=12.0
     )
