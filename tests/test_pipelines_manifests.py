@@ -201,6 +201,11 @@ def test_bytes_are_carried_only_where_they_are_named(
     assert items(where, Columns(carry=("jpg",)))[0]["columns"] == {"jpg": expected}
 
 
+def test_bytes_behind_a_type_of_their_own_are_bytes(tmp_path: Path) -> None:
+    table = pa.table({"url": [URL], "n": [1], "of_row": pa.array([b"x" * 16], pa.uuid())})
+    assert items(write(tmp_path, "m.parquet", table))[0]["columns"] == {"n": 1}
+
+
 def test_what_json_lines_may_hold_and_json_may_not_is_text(tmp_path: Path) -> None:
     where = write(tmp_path, "m.jsonl", '{"url": "a", "x": NaN, "y": 1e999, "z": "\\ud800"}')
     [item] = items(where)
