@@ -62,7 +62,7 @@ class Proxies:
         try:
             return self.find(url)
         except InvalidInput as error:
-            raise ItemFailure(Reason.REFUSED_ADDRESS, f"redirected to {url}: {error}") from error
+            raise ItemFailure(Reason.REFUSED_ADDRESS, f"redirected, and {error}") from error
 
     def check(self, urls: Iterable[str]) -> None:
         """Raises InvalidInput, as `find`, for one of the URLs whose proxy cannot be used."""
