@@ -76,15 +76,21 @@ class Reason(StrEnum):
     MODEL_ERROR = "model_error"
 
 
+# Messages may quote what a server or a manifest says, and each becomes a row.
+_LONGEST_MESSAGE = 500
+
+
 class ItemFailure(Exception):
     """One item failed for a known reason.
 
     Attributes:
       reason: member of the closed list.
-      message: got and expected, for a person.
+      message: got and expected, for a person; cut at 500 characters.
     """
 
     def __init__(self, reason: Reason, message: str) -> None:
+        if len(message) > _LONGEST_MESSAGE:
+            message = f"{message[:_LONGEST_MESSAGE]}…"
         super().__init__(reason, message)
         self.reason = reason
         self.message = message

@@ -28,7 +28,7 @@ class Columns:
     Attributes:
       url: column of the URL or path.
       id: column of the key, or None.
-      carry: columns that go to the row; None is all others but those of bytes.
+      carry: columns that go to the row; None is all others, of Parquet without those of bytes.
     """
 
     url: str = DEFAULT_URL_COLUMN
@@ -45,11 +45,7 @@ class Columns:
     def carried(self, row: Mapping[str, Any], place: str) -> dict[str, Any]:
         """What of a row goes to its item, as JSON; none where there is nothing."""
         if self.carry is None:
-            found = {
-                name: value
-                for name, value in row.items()
-                if name not in (self.url, self.id) and not isinstance(value, bytes)
-            }
+            found = {name: value for name, value in row.items() if name not in (self.url, self.id)}
         else:
             found = {name: row[name] for name in self.carry if name in row}
         values = {

@@ -126,23 +126,29 @@ class Fetcher:
             attempt += 1
 
     def _follow(self, url: str, wanted: _Wanted, budget: Budget) -> bytes:
+        find_proxy = self._proxies.find
         for _ in range(self._settings.max_redirects + 1):
             request = urls.prepare(url, self._headers)
-            found = self._visit(request, wanted, budget)
+            proxy = find_proxy(str(request.url))
+            found = self._visit(request, wanted, budget, proxy)
             if isinstance(found, bytes):
                 return found
             url = urls.join(str(request.url), found)
+            find_proxy = self._proxies.find_redirected
         raise ItemFailure(
             Reason.TOO_MANY_REDIRECTS,
             f"more than {self._settings.max_redirects} redirects; the next: {url}",
         )
 
     def _visit(
-        self, request: requests.PreparedRequest, wanted: _Wanted, budget: Budget
+        self,
+        request: requests.PreparedRequest,
+        wanted: _Wanted,
+        budget: Budget,
+        proxy: str | None,
     ) -> bytes | str:
         """What `_ask` returns, when it may be asked and its turn has come."""
         url, (host, port) = str(request.url), urls.place(request)
-        proxy = self._proxies.find(url)
         if proxy is None:
             # Before the turn: what cannot be reached at all must not wait for it.
             self._resolver.find(host, port, budget.left_s())
@@ -155,8 +161,7 @@ class Fetcher:
             try:
                 return self._try(request, wanted, budget, proxy)
             except TransientFailure as failure:
-                if 0 < failure.retry_after_s < budget.left_s():
-                    self._turns.hold(host, failure.retry_after_s)
+                self._turns.hold(host, min(failure.retry_after_s, MAX_WAIT_S))
                 raise
 
     def _try(

@@ -90,10 +90,11 @@ class _GuardedConnection(HTTPConnection):
 
     def _connect_one(self, checked: Sequence[Place], deadline_s: float) -> socket.socket:
         error: OSError = TimeoutError("no time left to connect")
-        for family, where in checked:
+        for tried, (family, where) in enumerate(checked):
             connection = socket.socket(family, socket.SOCK_STREAM)
             try:
-                connection.settimeout(_remaining(deadline_s))
+                # One that never answers leaves the others their share.
+                connection.settimeout(_remaining(deadline_s) / (len(checked) - tried))
                 connection.connect(where)
                 # What is left bounds the TLS handshake as a whole.
                 connection.settimeout(_remaining(deadline_s))

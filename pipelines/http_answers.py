@@ -12,6 +12,8 @@ from model.errors import ItemFailure, Reason
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _CHUNK_BYTES = 64 * 2**10
 _TOO_MANY_REQUESTS = 429
+# Those that unpack in pieces of bounded size, whatever is installed beside us; old Brotli does not.
+_ENCODINGS = frozenset({"", "identity", "gzip", "x-gzip", "deflate"})
 
 
 class TransientFailure(ItemFailure):
@@ -73,8 +75,9 @@ def read_body(raw: urllib3.HTTPResponse, max_bytes: int, *, cut: bool = False) -
       cut: whether a longer body is cut there; else it is a failure.
 
     Raises:
-      ItemFailure: TOO_MANY_BYTES or EMPTY.
+      ItemFailure: TOO_MANY_BYTES or EMPTY; CONNECTION, an encoding that is not read.
     """
+    _check_encoding(raw.headers.get("Content-Encoding", ""))
     if not cut and _announced_bytes(raw) > max_bytes:
         raise _too_many_bytes(max_bytes)
     body = bytearray()
@@ -87,6 +90,16 @@ def read_body(raw: urllib3.HTTPResponse, max_bytes: int, *, cut: bool = False) -
     if not body:
         raise ItemFailure(Reason.EMPTY, "a body of 0 bytes, expected an image")
     return bytes(body)
+
+
+def _check_encoding(encodings: str) -> None:
+    for encoding in encodings.split(","):
+        if encoding.strip().lower() not in _ENCODINGS:
+            raise ItemFailure(
+                Reason.CONNECTION,
+                f"Content-Encoding: {encoding.strip()}, an encoding nobody asked for; expected "
+                "none, gzip or deflate",
+            )
 
 
 def _announced_bytes(raw: urllib3.HTTPResponse) -> float:

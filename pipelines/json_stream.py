@@ -5,6 +5,7 @@ COCO's captions are 90 MB of text and ten times that as Python objects.
 
 import codecs
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
@@ -45,7 +46,9 @@ def read_lists(path: str, handlers: Mapping[str, Handler], expected: str) -> set
         return set()
 
 
-def read_elements(file: BinaryIO, name: str) -> Iterator[tuple[bool, Any]]:
+def read_elements(
+    file: BinaryIO, name: str, longest: float = math.inf
+) -> Iterator[tuple[bool, Any]]:
     """The elements of the top list, or of the list `name` of the top object, one after the other.
 
     What follows that list in the object is not read.
@@ -53,14 +56,15 @@ def read_elements(file: BinaryIO, name: str) -> Iterator[tuple[bool, Any]]:
     Args:
       file: JSON, open for reading.
       name: of the list.
+      longest: characters of a value, above which no more is read.
 
     Yields:
       Whether the element is the object's, and the element.
 
     Raises:
-      ValueError, RecursionError: not JSON, or without such a list.
+      ValueError, RecursionError: not JSON, without such a list, or a value without end.
     """
-    window = _Window(file)
+    window = _Window(file, longest)
     in_object = window.peek() != "["
     if in_object:
         _step_into(window, name)
@@ -136,8 +140,8 @@ def _pass_over(position: int, element: Any) -> None:
 class _Window:
     """The part of a text that is being parsed; grows where a value does not fit."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    def __init__(self, file: BinaryIO, longest: float = math.inf) -> None:
+        self._file, self._longest = file, longest
         first = file.read(_CHUNK_BYTES)
         # As json.loads reads bytes.
         decoder = codecs.getincrementaldecoder(json.detect_encoding(first))
@@ -183,11 +187,18 @@ class _Window:
             return value
 
     def _grow(self) -> bool:
-        """Drop what was parsed and read on; False at the end of the file."""
+        """Drop what was parsed and read on; False at the end of the file.
+
+        Raises:
+          ValueError: a value is longer than any may be.
+        """
         if self._ended:
             return False
+        begun = len(self._text) - self._at
+        if begun > self._longest:
+            raise ValueError(f"a value of over {self._longest} characters")
         # As much again as is there, so that a huge value is not parsed once a megabyte.
-        data = self._file.read(max(_CHUNK_BYTES, len(self._text) - self._at))
+        data = self._file.read(max(_CHUNK_BYTES, begun))
         self._ended = not data
         self._text = self._text[self._at :] + self._decode(data, final=self._ended)
         self._at = 0

@@ -22,7 +22,7 @@ def unique(found: Iterable[Found]) -> Iterator[dict[str, Any]]:
     """The items with unique keys: `a`, and where it comes again `a#2`, `a#3` …
 
     Args:
-      found: in the order of the input; all of a root, or none.
+      found: in the order of the input; all of a root (of an id: of a key), or none.
 
     Raises:
       InvalidInput: an id comes twice.

@@ -6,6 +6,7 @@ import stat
 from collections import Counter
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
+from itertools import dropwhile
 from pathlib import Path
 
 from model.errors import InvalidInput
@@ -56,9 +57,16 @@ def list_directory(top: str, skipped: Counter[str]) -> Iterator[Found]:
 
 
 def list_glob(pattern: str, skipped: Counter[str]) -> Iterator[Found]:
-    """Every file that matches, whatever its suffix; the key is its path."""
-    # Path.glob takes no absolute pattern.
-    paths = sorted(set(glob.iglob(pattern, recursive=True)))  # noqa: PTH207
+    """Every file that matches, whatever its suffix; the key is its path.
+
+    Args:
+      pattern: as of `glob`; `**` is every directory once, however many links lead to it.
+      skipped: counts what is passed over, by kind.
+
+    Raises:
+      InvalidInput: a directory that `**` stands for cannot be listed.
+    """
+    paths = sorted(set(_matches(pattern, skipped)))
     for listed in loaded_ahead(batches(paths, _AT_ONCE), _statuses):
         for path, status in listed:
             if status is not None and stat.S_ISDIR(status.st_mode):
@@ -91,6 +99,26 @@ def _status(path: str) -> os.stat_result | None:
 
 def _statuses(paths: list[str]) -> list[tuple[str, os.stat_result | None]]:
     return [(path, _status(path)) for path in paths]
+
+
+def _matches(pattern: str, skipped: Counter[str]) -> Iterator[str]:
+    """What `glob` finds, which alone would follow links that lead back without end."""
+    parts = pattern.split("/")
+    if "**" not in parts:
+        # Path.glob takes no absolute pattern.
+        yield from glob.iglob(pattern)  # noqa: PTH207
+        return
+    place = parts.index("**")
+    before = "".join(f"{part}/" for part in parts[:place])
+    after = "/".join(dropwhile("**".__eq__, parts[place:])) or "*"
+    passed: Counter[str] = Counter()
+    for top in glob.iglob(before) if before else [""]:  # noqa: PTH207
+        for directory in _directories(top, passed):
+            found = os.path.join(directory.path, "")  # noqa: PTH118
+            yield from _matches(glob.escape(found) + after, skipped)
+    # All else that it counts is the pattern's to choose.
+    if seen_before := passed["directory_seen_before"]:
+        skipped["directory_seen_before"] += seen_before
 
 
 def _directories(top: str, skipped: Counter[str]) -> Generator[_Directory, None, None]:

@@ -16,7 +16,8 @@ _PACKED = ".gz"
 _LARGEST_RATIO = 200
 # Below this nothing is a bomb.
 _SMALL_BYTES = 64 * 2**20
-_LONGEST_LINE = 16 * 2**20
+LONGEST_ROW = 16 * 2**20
+"""Characters of a line of text, or of a value of JSON."""
 
 
 def unpacked_name(where: str) -> str:
@@ -44,7 +45,10 @@ def open_manifest(where: str) -> Iterator[BinaryIO]:
         raise InvalidInput(f"{where}: no gzip data ({error}); make or copy it again") from error
     except OSError as error:
         said = " ".join(str(error).split())
-        raise InvalidInput(f"{where}: cannot be read ({said})") from error
+        raise InvalidInput(
+            f"{where}: cannot be read ({said}), expected a manifest; check its path and who may "
+            "read it"
+        ) from error
 
 
 @contextmanager
@@ -81,10 +85,10 @@ def _open(where: str) -> Iterator[Any]:
 def _lines(where: str, text: io.TextIOWrapper) -> Iterator[str]:
     number = 1
     try:
-        while line := text.readline(_LONGEST_LINE):
-            if len(line) == _LONGEST_LINE:
+        while line := text.readline(LONGEST_ROW):
+            if len(line) == LONGEST_ROW:
                 raise InvalidInput(
-                    f"{where}, line {number}: over {_LONGEST_LINE} characters; expected a "
+                    f"{where}, line {number}: over {LONGEST_ROW} characters; expected a "
                     "manifest with an image a line"
                 )
             yield line

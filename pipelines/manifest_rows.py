@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from model.errors import InvalidInput
 from pipelines.columns import DEFAULT_URL_COLUMN, ColumnCheck, Columns
-from pipelines.manifest_files import open_lines, open_manifest, unpacked_name
+from pipelines.manifest_files import LONGEST_ROW, open_lines, open_manifest, unpacked_name
 
 
 class Row(NamedTuple):
@@ -119,7 +119,7 @@ def _json(where: str, columns: Columns, check: ColumnCheck) -> Iterator[Row]:
     number = 0
     with open_manifest(where) as file:
         try:
-            for in_object, element in read_elements(file, "images"):
+            for in_object, element in read_elements(file, "images", LONGEST_ROW):
                 number += 1
                 if isinstance(element, str):
                     _check_no_columns(f"{where}: a list of URLs has no columns", columns)

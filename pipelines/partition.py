@@ -6,9 +6,12 @@
             …
 
 The shards are equal parts of the range of hashes, and an item's hash is that of its key's root
-(pipelines/keys): a shard holds all that a name may have, so that it is numbered alone. The first
-pass appends every item to one of 256 files by the first byte of the hash, and counts. The second
-reads one file after the other; never more than one of them, or one shard, is in memory.
+(pipelines/keys): a shard holds all that a name may have, so that it is numbered alone. Ids, which
+are never numbered, go by the whole key. So what one name stands for is never divided: a manifest
+that names one image a million times, or names such as `a#1`, `a#2` … without an id column, are one
+shard, which is held whole. The first pass appends every item to one of 256 files by the first byte
+of the hash, and counts. The second reads one file after the other; never more than one of them, or
+one shard, is in memory.
 """
 
 import hashlib
@@ -45,7 +48,7 @@ class Partition:
           InvalidInput: as reading the stream does, or the directory cannot be written.
         """
         self.items = 0
-        with _spool_errors():
+        with spool_errors():
             self._directory = tempfile.TemporaryDirectory(prefix="captionbeam-", dir=directory)
         try:
             self._spool(found)
@@ -100,7 +103,8 @@ class Partition:
         pieces: dict[int, list[bytes]] = defaultdict(list)
         waiting = 0
         for self.items, (item, once) in enumerate(found, 1):
-            digest = hashlib.sha256(root_of(item["key"]).encode()).digest()
+            root = root_of(item["key"]) if once is None else item["key"]
+            digest = hashlib.sha256(root.encode()).digest()
             line = f"{digest.hex()[:_HASH_DIGITS]}{json.dumps([item, once])}\n".encode()
             pieces[digest[0]].append(line)
             waiting += len(line)
@@ -110,14 +114,14 @@ class Partition:
         self._append(pieces)
 
     def _append(self, pieces: dict[int, list[bytes]]) -> None:
-        with _spool_errors():
+        with spool_errors():
             for number, lines in pieces.items():
                 with self._path(number).open("ab") as file:
                     file.writelines(lines)
         pieces.clear()
 
     def _lines(self, number: int) -> list[bytes]:
-        with _spool_errors():
+        with spool_errors():
             path = self._path(number)
             return path.read_bytes().splitlines() if path.exists() else []
 
@@ -126,7 +130,8 @@ class Partition:
 
 
 @contextmanager
-def _spool_errors() -> Iterator[None]:
+def spool_errors() -> Iterator[None]:
+    """Tell of a directory of TMPDIR that is full, or cannot be written."""
     try:
         yield
     except OSError as error:

@@ -7,7 +7,7 @@ from requests.utils import get_environ_proxies, select_proxy
 from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
 
-from model.errors import InvalidInput, ItemFailure
+from model.errors import InvalidInput, ItemFailure, Reason
 from pipelines.urls import prepare
 
 
@@ -52,6 +52,17 @@ class Proxies:
                 "https://; correct it, or name the host in no_proxy"
             )
         return proxy
+
+    def find_redirected(self, url: str) -> str | None:
+        """What `find` returns, of a URL that a server chose: no server may end the job.
+
+        Raises:
+          ItemFailure: REFUSED_ADDRESS, where `find` raises InvalidInput.
+        """
+        try:
+            return self.find(url)
+        except InvalidInput as error:
+            raise ItemFailure(Reason.REFUSED_ADDRESS, f"redirected, and {error}") from error
 
     def check(self, urls: Iterable[str]) -> None:
         """Raises InvalidInput, as `find`, for one of the URLs whose proxy cannot be used."""

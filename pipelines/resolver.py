@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from model.errors import ItemFailure, Reason
 from pipelines.addresses import AddressRules
+from pipelines.http_answers import TransientFailure
 from pipelines.lookups import Lookups
 
 Place: TypeAlias = tuple[socket.AddressFamily, Any]
@@ -18,6 +19,8 @@ _Found: TypeAlias = list[Place] | ItemFailure
 # The lifetime that most names of web servers have by their own word; failures are kept as long.
 _LIFETIME_S = 60.0
 _MAX_NAMES = 10_000
+# What says of a name that it has no address; all else says something about who was asked.
+_NO_ADDRESS = frozenset({socket.EAI_NONAME, socket.EAI_NODATA})
 
 
 class Resolver:
@@ -43,6 +46,7 @@ class Resolver:
 
         Raises:
           ItemFailure: DNS, TIMEOUT or REFUSED_ADDRESS.
+          TransientFailure: DNS, where the name was not found out about.
         """
         key = (host, port)
         future, mine = self._found.claim(key, _LIFETIME_S)
@@ -58,17 +62,17 @@ class Resolver:
             raise ItemFailure(Reason.TIMEOUT, f"{host}: the name is not resolved in time") from None
         if isinstance(found, ItemFailure):
             # Another for each caller; raising one in many threads would mix their tracebacks.
-            raise ItemFailure(found.reason, found.message)
+            raise type(found)(found.reason, found.message)
         return found
 
     def _look_up(self, host: str, port: int | None, future: "Future[_Found]") -> None:
         try:
             answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, ValueError) as error:
-            # A name server that is out of order says nothing about the name.
-            passes = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
-            self._found.keep((host, port), future, 0 if passes else _LIFETIME_S)
-            future.set_result(ItemFailure(Reason.DNS, f"{host}: {error}"))
+            stays = isinstance(error, ValueError) or error.errno in _NO_ADDRESS
+            self._found.keep((host, port), future, _LIFETIME_S if stays else 0)
+            failure = ItemFailure if stays else TransientFailure
+            future.set_result(failure(Reason.DNS, f"{host}: {error}"))
         else:
             found: list[Place] = [(family, where) for family, _, _, _, where in answers]
             future.set_result(self._checked(host, found))

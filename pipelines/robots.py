@@ -26,8 +26,12 @@ _NO_RULES = frozenset({Reason.HTTP_4XX, Reason.TOO_MANY_REDIRECTS, Reason.EMPTY}
 _AGENT = re.compile(r"\s*user[-\s]*agent\b[\s:]*([^#]*)", re.IGNORECASE)
 _PRODUCT_TOKEN = re.compile(rf"{PRODUCT}(?![\w-])", re.IGNORECASE)
 _NOAI = frozenset({"noai", "noimageai"})
-# Directives of X-Robots-Tag that have a value; any other name before a colon is a robot's.
-_VALUED = re.compile(r"(unavailable_after|max-(snippet|image-preview|video-preview))\s*:", re.I)
+# A name before a colon in X-Robots-Tag is a robot's, but for the directives that have a value. What
+# has a blank is no name: the commas and colons of dates divide them into parts such as
+# "25 Jun 2010 15:00:00 GMT".
+_ROBOT = re.compile(
+    r"(?!(unavailable_after|max-(snippet|image-preview|video-preview))\s*:)[\w.*-]+\s*:", re.I
+)
 
 _Rules: TypeAlias = Protego | ItemFailure
 
@@ -106,7 +110,7 @@ def check_noai(tags: Sequence[str]) -> None:
         robot = ""
         for part in tag.split(","):
             directive = part.strip()
-            if ":" in directive and not _VALUED.match(directive):
+            if _ROBOT.match(directive):
                 robot, _, directive = (word.strip() for word in directive.partition(":"))
             addressed = robot in ("", "*") or _PRODUCT_TOKEN.fullmatch(robot)
             if addressed and directive.lower() in _NOAI:

@@ -59,6 +59,9 @@ class Sources:
         Raises:
           InvalidInput: one is not there or of no known kind, or comes twice.
         """
+        for where, times in Counter(inputs).items():
+            if times > 1:
+                raise InvalidInput(f"--input {where} {where}: the same input twice; give it once")
         self._inputs = [_look_at(where, columns or Columns()) for where in inputs]
         named = [known.where for known in self._inputs if known.has_own_keys]
         names = name_inputs(named) if len(self._inputs) > 1 else []

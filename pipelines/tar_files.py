@@ -40,11 +40,13 @@ class Index(NamedTuple):
 
     Attributes:
       members: by name; of a name that comes again the last one counts, as for tar itself.
+      replaced: how many of the members before such last ones are passed over.
       dangling: names of hard links to what is not among them.
       cut: the byte at which the tar ends early or is damaged, or None.
     """
 
     members: dict[str, Member]
+    replaced: int
     dangling: list[str]
     cut: int | None
 
@@ -111,20 +113,25 @@ def _read_headers(path: str, file: BinaryIO, wanted: Callable[[tarfile.TarInfo],
     except tarfile.TarError as error:
         raise InvalidInput(f"{path}: no tar ({error}), expected photographs in one") from error
     found: dict[str, Member] = {}
-    dangling = []
+    replaced, dangling = 0, []
     for member in _members(tar):
         if not wanted(member) or member.issparse():
             continue
         name = posixpath.normpath(member.name)
         if member.isreg():
-            found[name] = Member(path, name, member.offset_data, member.size)
+            here = Member(path, name, member.offset_data, member.size)
         # A file that tar has met before, under another name.
         elif member.islnk():
-            if linked := found.get(posixpath.normpath(member.linkname)):
-                found[name] = linked._replace(name=name)
-            else:
+            linked = found.get(posixpath.normpath(member.linkname))
+            if linked is None:
                 dangling.append(name)
-    return Index(found, dangling, None if _has_end(file, tar.offset) else tar.offset)
+                continue
+            here = linked._replace(name=name)
+        else:
+            continue
+        replaced += name in found
+        found[name] = here
+    return Index(found, replaced, dangling, None if _has_end(file, tar.offset) else tar.offset)
 
 
 def _has_end(file: BinaryIO, end: int) -> bool:

@@ -34,6 +34,8 @@ def _index(tar: dict[str, Any]) -> tuple[list[Found], Counter[str]]:
     skipped: Counter[str] = Counter()
     path, state = tar["source"], tar.get(STATE)
     index = index_tar(path, partial(_is_wanted, skipped))
+    if index.replaced:
+        skipped["replaced_in_tar"] = index.replaced
     found = [Found(_member_item(member, state)) for member in index.members.values()]
     for name in index.dangling:
         item = make_item(f"{path}/{name}", f"{path}/{name}", state)

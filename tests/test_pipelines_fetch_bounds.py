@@ -1,16 +1,20 @@
 """Answers without end: too many bytes, too slow, or not to be parsed."""
 
+import gzip
 import socket
 import tracemalloc
 import zlib
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import urllib3
 
 from model.errors import ItemFailure, Reason
 from pipelines import guarded_http
 from pipelines.fetch import Fetcher
+from pipelines.resolver import Resolver
 from tests.fetch_fixtures import (
     BODY,
     Answer,
@@ -19,6 +23,7 @@ from tests.fetch_fixtures import (
     LoopbackServer,
     fetching,
     reason,
+    redirect,
     serving,
 )
 
@@ -76,6 +81,34 @@ def test_a_gzip_bomb_is_cut_before_it_fills_the_memory(
     finally:
         tracemalloc.stop()
     assert peak < 4 * 2**20
+
+
+@pytest.mark.parametrize("encoding", ["br", "ZSTD", "gzip, br", "br, gzip", "compress"])
+def test_an_encoding_that_nobody_asked_for_is_not_unpacked(
+    encoding: str, server: LoopbackServer, fetcher: Fetcher
+) -> None:
+    server.answers["/"] = lambda handler: handler.reply(200, BODY, Content_Encoding=encoding)
+    with pytest.raises(ItemFailure, match="an encoding nobody asked for") as caught:
+        fetcher.fetch(server.url("/"))
+    assert caught.value.reason == Reason.CONNECTION
+    assert server.paths == ["/"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "packed"),
+    [
+        ("identity", BODY),
+        ("GZIP", gzip.compress(BODY)),
+        ("x-gzip", gzip.compress(BODY)),
+        ("deflate", zlib.compress(BODY)),
+        ("deflate, gzip", gzip.compress(zlib.compress(BODY))),
+    ],
+)
+def test_what_is_always_at_hand_is_unpacked(
+    encoding: str, packed: bytes, server: LoopbackServer, fetcher: Fetcher
+) -> None:
+    server.answers["/"] = lambda handler: handler.reply(200, packed, Content_Encoding=encoding)
+    assert fetcher.fetch(server.url("/")) == BODY
 
 
 @pytest.mark.parametrize(
@@ -156,6 +189,53 @@ def test_a_garbled_answer_fails_its_own_item(
 
     server.answers["/"] = garble
     assert reason(fetcher, server.url("/")) in (Reason.CONNECTION, Reason.EMPTY)
+
+
+def test_a_message_is_no_longer_than_a_person_reads(
+    server: LoopbackServer, fetcher: Fetcher
+) -> None:
+    server.answers["/"] = redirect("https://[" + "x" * 50_000)
+    with pytest.raises(ItemFailure) as caught:
+        fetcher.fetch(server.url("/"))
+    assert caught.value.message.startswith("redirected to 'https://[xxx")
+    assert len(caught.value.message) == 501
+    assert caught.value.message.endswith("x…")
+
+
+def test_an_address_that_never_answers_leaves_time_for_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_s = 100.0
+    waited: list[tuple[str, float]] = []
+
+    class Socket:
+        def __init__(self, *_: Any) -> None:
+            self.timeout_s = 0.0
+
+        def settimeout(self, timeout_s: float) -> None:
+            self.timeout_s = timeout_s
+
+        def connect(self, where: tuple[str, int]) -> None:
+            nonlocal now_s
+            waited.append((where[0], self.timeout_s))
+            if where[0] == "refuses":
+                raise ConnectionRefusedError
+            now_s += self.timeout_s
+            raise TimeoutError
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(guarded_http, "socket", SimpleNamespace(socket=Socket, SOCK_STREAM=1))
+    monkeypatch.setattr(guarded_http, "time", SimpleNamespace(monotonic=lambda: now_s))
+    places = [(2, (name, 80)) for name in ("silent", "refuses", "silent too", "last")]
+    resolver = Resolver(None)
+    monkeypatch.setattr(resolver, "find", lambda *_: places)
+    connection = guarded_http._GuardedHTTP(
+        "a.test", 80, resolver=resolver, max_bytes=1, timeout=12.0
+    )
+    with pytest.raises(urllib3.exceptions.ConnectTimeoutError):
+        connection._new_conn()
+    assert waited == [("silent", 3.0), ("refuses", 3.0), ("silent too", 4.5), ("last", 4.5)]
 
 
 def test_headers_without_end_are_cut(server: LoopbackServer, fetcher: Fetcher) -> None:

@@ -1,10 +1,13 @@
 """When a URL is asked for again, after which pause, and when it is given up."""
 
+import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from model.errors import ItemFailure, Reason
+from pipelines import resolver
 from pipelines.http_answers import retry_after_s
 from tests.fetch_fixtures import (
     BODY,
@@ -63,6 +66,36 @@ def test_a_host_that_asks_for_a_pause_is_left_alone_by_all(server: LoopbackServe
         assert reason(fetcher, server.url("/")) == Reason.HTTP_429
         assert fetcher.fetch(server.url("/image")) == BODY
     assert clock.slept == [6.0]
+
+
+@pytest.mark.parametrize(("asked", "held"), [("120", 120.0), ("9" * 400, 600.0)])
+def test_a_host_is_left_alone_beyond_the_deadline_of_the_image_that_was_told(
+    asked: str, held: float, server: LoopbackServer
+) -> None:
+    server.answers["/"] = answered(429, Retry_After=asked)
+    clock = FakeClock()
+    with fetching(clock, url_timeout_s=10) as fetcher:
+        assert reason(fetcher, server.url("/")) == Reason.HTTP_429
+        assert clock.slept == []
+        assert fetcher.fetch(server.url("/image")) == BODY
+    assert clock.slept == [held]
+
+
+def test_a_name_server_that_is_out_of_order_is_asked_again(
+    server: LoopbackServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[Exception] = [socket.gaierror(socket.EAI_AGAIN, "Temporary failure")] * 2
+    look_up = socket.getaddrinfo
+
+    def answer(*where: Any, **options: Any) -> Any:
+        if answers:
+            raise answers.pop()
+        return look_up(*where, **options)
+
+    monkeypatch.setattr(resolver.socket, "getaddrinfo", answer)
+    with fetching(FakeClock(), url_retries=2) as fetcher:
+        assert fetcher.fetch(server.url("/image")) == BODY
+    assert answers == []
 
 
 def test_pauses_are_uniform_below_a_bound_that_doubles(server: LoopbackServer) -> None:

@@ -70,6 +70,17 @@ def test_keys_have_the_inputs_name_in_front_where_there_are_several(tmp_path: Pa
     assert keys(one, urls, columns=Columns(id="id"))[2:] == ["urls.csv/7", "urls.csv/8"]
 
 
+@pytest.mark.parametrize("where", ["photos", "photos/a.png", "*/*.png", "m.txt", "a.tar"])
+def test_the_same_words_twice_are_refused_whatever_they_name(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "photos/a.png", "m.txt", "a.tar")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidInput) as caught:
+        Sources([where, "photos/../photos", where])
+    assert str(caught.value) == f"--input {where} {where}: the same input twice; give it once"
+
+
 def test_globs_and_files_keep_their_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, "one/a.png", "one/b.png", "two/a.png")
     monkeypatch.chdir(tmp_path)

@@ -2,7 +2,9 @@
 
 import datetime
 import decimal
+import errno
 import gzip
+import io
 import json
 import os
 from itertools import islice
@@ -14,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.errors import InvalidInput
-from pipelines import manifest_files
+from pipelines import json_stream, manifest_files, manifest_rows, parquet_rows
 from pipelines.columns import Columns
 from pipelines.manifest_rows import MANIFEST_SUFFIXES
 from pipelines.manifests import read_manifest
@@ -162,7 +164,6 @@ def test_a_column_that_a_row_lacks_is_not_carried(tmp_path: Path) -> None:
         (pa.array([5], pa.duration("ms")), 5),
         (pa.array(["a"]).dictionary_encode(), "a"),
         (pa.array([[datetime.date(2020, 1, 2)]]), ["2020-01-02"]),
-        (pa.array([[b"\x00\xff"]]), ["AP8="]),
         (pa.array([{"a": decimal.Decimal("2.50")}]), {"a": "2.50"}),
         (pa.nulls(1), None),
     ],
@@ -177,11 +178,32 @@ def test_every_type_of_parquet_has_a_form_in_json(
     assert json.loads(json.dumps(item, allow_nan=False)) == item
 
 
-def test_bytes_are_carried_only_where_they_are_named(tmp_path: Path) -> None:
-    table = pa.table({"url": [URL], "jpg": [b"\xff\xd8"], "n": [1]})
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        (pa.array([b"\xff\xd8"]), "/9g="),
+        (pa.array([b"\xff\xd8"], pa.large_binary()), "/9g="),
+        (pa.array([b"\xff\xd8"], pa.binary(2)), "/9g="),
+        (pa.array([[b"\xff\xd8"]]), ["/9g="]),
+        # As Hugging Face's datasets keep an image.
+        (pa.array([{"bytes": b"\xff\xd8", "path": None}]), {"bytes": "/9g=", "path": None}),
+        (pa.array([[{"a": {"b": b"\xff\xd8"}}]]), [{"a": {"b": "/9g="}}]),
+        (pa.array([b"\xff\xd8"]).dictionary_encode(), "/9g="),
+    ],
+    ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
+)
+def test_bytes_are_carried_only_where_they_are_named(
+    column: pa.Array, expected: Any, tmp_path: Path
+) -> None:
+    table = pa.table({"url": [URL], "jpg": column, "n": [1], "list": [[{"a": "x"}]]})
     where = write(tmp_path, "m.parquet", table)
-    assert items(where)[0]["columns"] == {"n": 1}
-    assert items(where, Columns(carry=("jpg",)))[0]["columns"] == {"jpg": "/9g="}
+    assert items(where)[0]["columns"] == {"n": 1, "list": [{"a": "x"}]}
+    assert items(where, Columns(carry=("jpg",)))[0]["columns"] == {"jpg": expected}
+
+
+def test_bytes_behind_a_type_of_their_own_are_bytes(tmp_path: Path) -> None:
+    table = pa.table({"url": [URL], "n": [1], "of_row": pa.array([b"x" * 16], pa.uuid())})
+    assert items(write(tmp_path, "m.parquet", table))[0]["columns"] == {"n": 1}
 
 
 def test_what_json_lines_may_hold_and_json_may_not_is_text(tmp_path: Path) -> None:
@@ -273,6 +295,48 @@ def test_what_cannot_be_used_is_one_line(
     else:
         where = write(tmp_path, name, content)
     assert refusal(where).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[ROW,HUGE]", '{"images": [ROW,HUGE]}', '{"info": HUGE}', '{"licenses": [ROW,HUGE]}'],
+)
+def test_an_element_without_end_is_refused_before_it_fills_the_memory(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_stream, "_CHUNK_BYTES", 2**10)
+    monkeypatch.setattr(manifest_rows, "LONGEST_ROW", 2**16)
+    row = json.dumps({"url": URL, "id": 7, "text": "x" * 60_000})
+    assert len(items(write(tmp_path, "m.json", f"[{row},{row},{row}]"))) == 3
+    huge = f'"{"x" * 2**20}"'
+    where = write(tmp_path, "m.json", text.replace("ROW", row).replace("HUGE", huge))
+    assert "a value of over 65536 characters" in refusal(where)
+
+
+def test_a_full_disk_is_not_the_fault_of_the_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = write(tmp_path, "m.parquet.gz", pa.table({"url": [URL]}))
+
+    class Full(io.BytesIO):
+        def write(self, _: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self) -> None:
+            super().close()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(parquet_rows.tempfile, "TemporaryFile", Full)
+    with pytest.raises(InvalidInput, match=r"No space left.*set TMPDIR to") as caught:
+        items(where)
+    assert where not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["m.parquet.gz", "m.csv"])
+def test_a_manifest_that_is_gone_says_what_to_do(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"expected a manifest; check its path") as caught:
+        list(read_manifest(str(tmp_path / name), Columns()))
+    assert str(caught.value).startswith(f"{tmp_path / name}: cannot be read (")
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,15 @@ def test_shards_hold_what_numbering_all_at_once_gives(keys: list[str], count: in
     assert together == list(unique(items))
 
 
+def test_ids_that_look_numbered_are_spread_like_others() -> None:
+    items = [Found(make_item(f"a#{number}", "s"), "id") for number in range(1000)]
+    made = shards(items, 10)
+    assert all(50 < len(shard) < 200 for shard in made)
+    assert len({item["key"] for shard in made for item in shard}) == 1000
+    with pytest.raises(InvalidInput, match="id 'a#7' comes twice"):
+        shards([*items, items[7]], 10)
+
+
 @given(st.text("a#12"), st.integers(2, 10**6))
 def test_numbering_keeps_the_root(key: str, number: int) -> None:
     assert root_of(f"{key}#{number}") == root_of(key)

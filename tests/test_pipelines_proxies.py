@@ -13,6 +13,7 @@ from tests.fetch_fixtures import (
     answered,
     fetching,
     reason,
+    redirect,
     serving,
 )
 
@@ -99,6 +100,19 @@ def test_what_no_proxy_excepts_is_read_directly(
     monkeypatch.setenv("no_proxy", exception)
     with serving() as server, fetching() as fetcher:
         assert fetcher.fetch(server.url("/image")) == BODY
+    assert proxy.asked == proxy.asked_rules == []
+
+
+@pytest.mark.parametrize("path", ["/image", "/robots.txt"])
+@pytest.mark.parametrize("status", [302, 308])
+def test_a_redirect_to_where_a_proxy_is_refused_fails_its_item_alone(
+    path: str, status: int, proxy: LoopbackServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", proxy.url(""))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serving() as server, fetching() as fetcher:
+        server.answers[path] = redirect("http://site.test/image", status)
+        assert reason(fetcher, server.url("/image")) == Reason.REFUSED_ADDRESS
     assert proxy.asked == proxy.asked_rules == []
 
 

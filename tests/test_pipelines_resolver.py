@@ -1,5 +1,6 @@
 """Names: looked up and checked once, kept for a while and in bounds."""
 
+import errno
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ import pytest
 from model.errors import ItemFailure, Reason
 from pipelines import resolver
 from pipelines.addresses import AddressRules
+from pipelines.http_answers import TransientFailure
 from pipelines.resolver import Resolver
 from tests.fetch_fixtures import FakeClock
 
@@ -62,17 +64,37 @@ def test_a_name_is_looked_up_again_when_its_time_is_over(names: Names) -> None:
     assert names.asked == ["a.test", "a.test"]
 
 
-def test_a_name_without_address_is_not_asked_for_each_of_its_images(names: Names) -> None:
-    names.answer = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+@pytest.mark.parametrize("code", [socket.EAI_NONAME, socket.EAI_NODATA])
+def test_a_name_without_address_is_not_asked_for_each_of_its_images(
+    code: int, names: Names
+) -> None:
+    names.answer = socket.gaierror(code, "Name or service not known")
     found = made()
     assert [failure(found) for _ in range(3)] == [Reason.DNS] * 3
     assert names.asked == ["a.test"]
+    with pytest.raises(ItemFailure) as caught:
+        found.find("a.test", 80, PATIENCE_S)
+    assert not isinstance(caught.value, TransientFailure)
 
 
-def test_a_name_server_out_of_order_says_nothing_about_the_next_image(names: Names) -> None:
-    names.answer = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+@pytest.mark.parametrize(
+    "error",
+    [
+        socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"),
+        socket.gaierror(socket.EAI_SYSTEM, "System error"),
+        socket.gaierror(socket.EAI_MEMORY, "Memory allocation failure"),
+        OSError(errno.EMFILE, "Too many open files"),
+    ],
+)
+def test_a_resolver_out_of_order_says_nothing_about_the_next_image(
+    error: Exception, names: Names
+) -> None:
+    names.answer = error
     found = made()
-    assert failure(found) == Reason.DNS
+    with pytest.raises(TransientFailure) as caught:
+        found.find("a.test", 80, PATIENCE_S)
+    assert caught.value.reason == Reason.DNS
+    assert found.known_failure("a.test", 80) is None
     names.answer = "8.8.8.8"
     assert found.find("a.test", 80, PATIENCE_S) == [FOUND]
 

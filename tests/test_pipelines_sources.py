@@ -1,5 +1,6 @@
 """Directories, globs and manifests → items with unique keys."""
 
+import glob
 import json
 import os
 from pathlib import Path
@@ -93,6 +94,36 @@ def test_a_glob_is_every_match(tmp_path: Path) -> None:
         f"{tmp_path}/a.png",
         f"{tmp_path}/sub/c.png",
     ]
+
+
+def test_a_glob_of_all_below_ends_at_loops_of_links(tmp_path: Path) -> None:
+    make(tmp_path, "in/a/1.png", "in/z/2.png", "in/z/note.txt", "outside/[x]/3.png")
+    top = tmp_path / "in"
+    # Of two loops glob alone makes 2 ** 40 paths.
+    (top / "a" / "up").symlink_to(top)
+    (top / "z" / "up").symlink_to(top)
+    (top / "out").symlink_to(tmp_path / "outside")
+    (top / "itself").symlink_to(top / "itself")
+    expected = [f"{top}/a/1.png", f"{top}/out/[x]/3.png", f"{top}/z/2.png"]
+    found = list_sources(f"{top}/**/*.png")
+    assert keys(found) == expected
+    assert found.skipped == {"directory_seen_before": 2}
+    assert keys(list_sources(f"{tmp_path}/i?/**/**/*.png")) == expected
+    assert keys(list_sources(f"{top}/**/z/*.png")) == expected[2:]
+
+
+@pytest.mark.parametrize(
+    "pattern", ["**/*.png", "**/b/*", "./**/*.png", "a/**", "?/**/b/**/*.p*", "**/.hid/*", "a**/*"]
+)
+def test_a_glob_without_links_finds_what_python_finds(
+    pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "0.png", "a/1.png", "a/b/2.png", "a/b/c/3.png", "b/4.txt", "a/.hid/5.png")
+    make(tmp_path, "b/b/6.png", "a/.7.png")
+    monkeypatch.chdir(tmp_path)
+    expected = {path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)}  # noqa: PTH113, PTH207
+    assert expected
+    assert keys(list_sources(pattern)) == sorted(expected)
 
 
 def test_a_directory_with_brackets_is_no_glob(tmp_path: Path) -> None:

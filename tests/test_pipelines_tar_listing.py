@@ -73,6 +73,27 @@ def test_the_image_members_of_a_webdataset_are_items(tmp_path: Path) -> None:
     assert found.items[0]["state"] != found.items[1]["state"]
 
 
+def test_members_that_a_later_one_replaces_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, data in (
+            ("a.jpg", b"one"),
+            ("b.jpg", b"two"),
+            ("./a.jpg", b"3"),
+            ("a.jpg", b"4"),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+        link = tarfile.TarInfo("b.jpg")
+        link.type, link.linkname = tarfile.LNKTYPE, "a.jpg"
+        tar.addfile(link)
+    found = list_sources(str(path))
+    assert keys(found) == [f"{path}/a.jpg", f"{path}/b.jpg"]
+    assert [read_item(item) for item in found.items] == [b"4", b"4"]
+    assert found.skipped == {"replaced_in_tar": 3}
+
+
 def test_a_glob_is_every_tar_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(40):
         write_tar(tmp_path / f"s-{number:02d}.tar", {"a.jpg": b"%d" % number, "b.jpg": b"x"})
