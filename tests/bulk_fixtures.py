@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from pipelines.clients import Target
+from pipelines.clients import Clients, Target
 from serving import contract
 from serving.answers import Answer
 from serving.client import FILLER, Client
@@ -51,6 +52,15 @@ def connect_fake(target: Target) -> Client:
     version = World.versions[min(World.connects, len(World.versions) - 1)]
     World.connects += 1
     return Client(FakeTransport(version), retries=Retries(attempts=1))
+
+
+def answer_by_fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have commands ask the fake model.
+
+    A class in the place of Clients would reach later tests: pickling then takes Clients by value,
+    and whoever unpickles it in this process changes the class itself.
+    """
+    monkeypatch.setattr(Clients.__init__, "__defaults__", (connect_fake,))
 
 
 def fake_caption(canonical: bytes) -> str:

@@ -20,9 +20,8 @@ from apache_beam.runners.dataflow.dataflow_runner import DataflowRunner
 import captionbeam
 from model.errors import InvalidInput
 from model.vocabulary import Vocabulary
-from pipelines.clients import Clients
 from pipelines.shards import carried_errors
-from tests.bulk_fixtures import connect_fake, write_photos
+from tests.bulk_fixtures import answer_by_fakes, write_photos
 from tests.cloud_fixtures import Bucket, FakeDataflow, fake_dataflow, gcs_bucket
 from tests.preprocess_fixtures import FakeEncoder, calls, write_split
 
@@ -220,9 +219,7 @@ def test_a_dry_run_of_bulk_builds_its_job_and_writes_no_output(
     flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photos = write_photos(tmp_path / "in", 20)
-    monkeypatch.setattr(
-        "pipelines.clients.Clients", lambda target, _=None: Clients(target, connect_fake)
-    )
+    answer_by_fakes(monkeypatch)
     flags = (*FLAGS, "--sdk_container_image=example.org/captionbeam:1", "--shard_size=8")
     where = (f"--input={photos}", f"--output={tmp_path / 'out'}", "--model=m/fake")
     ended = run_command("bulk", *where, flag, *flags)

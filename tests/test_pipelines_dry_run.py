@@ -16,7 +16,15 @@ from pipelines.columns import Columns
 from pipelines.dry_run import dry_run
 from pipelines.dry_run_report import DryRun, Left, Sample, Survey, size_in_words, time_in_words
 from pipelines.fetch_settings import FetchSettings
-from tests.bulk_fixtures import NAME, World, connect_fake, encode, photo, write_photos
+from tests.bulk_fixtures import (
+    NAME,
+    World,
+    answer_by_fakes,
+    connect_fake,
+    encode,
+    photo,
+    write_photos,
+)
 from tests.fetch_fixtures import answered, serving
 
 SMALL = BulkConfig("", batch_size=4, shard_size=8)
@@ -33,10 +41,6 @@ def _world() -> None:
 
 def clients() -> Clients:
     return Clients(Target("models/fake", None, NAME), connect_fake)
-
-
-def connect_to_fake(target: Target, _: object = None) -> Clients:
-    return Clients(target, connect_fake)
 
 
 def look(where: Path | list[str], output: Path, config: BulkConfig = SMALL) -> DryRun:
@@ -230,7 +234,7 @@ def test_the_command(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     photos = write_photos(tmp_path / "in", 3)
-    monkeypatch.setattr("pipelines.clients.Clients", connect_to_fake)
+    answer_by_fakes(monkeypatch)
     output = tmp_path / "out"
     arguments = ["bulk", "--input", str(photos), "--output", str(output), "--model", "m/fake"]
     if code:
@@ -246,7 +250,7 @@ def test_the_command(
 
 def test_false_runs_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photos = write_photos(tmp_path / "in", 3)
-    monkeypatch.setattr("pipelines.clients.Clients", connect_to_fake)
+    answer_by_fakes(monkeypatch)
     output = tmp_path / "out"
     arguments = ["bulk", "--input", str(photos), "--output", str(output), "--model", "m/fake"]
     assert captionbeam.main([*arguments, "--dry_run=False"]) == 0
