@@ -182,7 +182,7 @@ def _caption(
     config: BulkConfig,
     beam_args: "Sequence[str]",
 ) -> "Ledger":
-    from pipelines.bulk_plan import NOT_TAKEN, plan
+    from pipelines.bulk_plan import plan
     from pipelines.captioning import CaptionShard
     from pipelines.job_plan import delete_old_specs
     from pipelines.ledger import WriteSummary, check_counted, is_complete, read_ledger
@@ -193,8 +193,7 @@ def _caption(
     with clients.open() as client:
         settings = caption_settings(client, config)
         with hold_output(new_job(config), beam_args) as job:
-            there = images.items + skipped.get(NOT_TAKEN, 0)
-            job = plan(job, images, settings, config.shard_size, there)
+            job = plan(job, images, settings, config.shard_size, skipped)
             if is_complete(job, skipped, coco_results):
                 print(f"{config.output} is complete; nothing to do")
             else:

@@ -2,7 +2,7 @@
 
 import heapq
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from typing import Any
@@ -86,7 +86,7 @@ def plan(
     partition: Partition,
     settings: CaptionSettings,
     shard_size: int,
-    there: int,
+    skipped: Mapping[str, int],
     make: Callable[..., Job] = plan_job,
 ) -> Job:
     """Cut the images into shards, and find what an earlier run made of them.
@@ -96,13 +96,14 @@ def plan(
       partition: the images.
       settings: what they are captioned with.
       shard_size: images in a shard, about, where no earlier run chose the shards.
-      there: images of the inputs, those included that this run does not take.
+      skipped: inputs passed over, by kind; images that this run does not take have a shard, too.
       make: plan_job, or foresee_job, which writes nothing.
 
     Raises:
       InvalidInput: OUTPUT holds another job or cannot be used, or an id comes twice.
     """
     # A key stays in its shard however many images come, so that its row is found again.
+    there = partition.items + skipped.get(NOT_TAKEN, 0)
     count = planned_shards(job) or -(-there // shard_size)
     if partition.items > _LARGE * shard_size * count:
         print(

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from model.errors import ItemFailure
 from model.image_bytes import canonicalise, format_of
 from pipelines.bulk_job import BulkConfig, caption_settings, listed, new_job
-from pipelines.bulk_plan import NOT_TAKEN, plan
+from pipelines.bulk_plan import plan
 from pipelines.captioning import CaptionSettings, CaptionShard
 from pipelines.clients import Clients
 from pipelines.columns import Columns
@@ -74,8 +74,7 @@ def dry_run(
     check_beam_args((*beam_args, *([DRY_RUN] if builds else [])), config.output)
     with listed(inputs, columns, config) as (images, skipped), clients.open() as client:
         settings = caption_settings(client, config)
-        there = images.items + skipped.get(NOT_TAKEN, 0)
-        job = plan(new_job(config), images, settings, config.shard_size, there, foresee_job)
+        job = plan(new_job(config), images, settings, config.shard_size, skipped, foresee_job)
         survey, drawn = _look_through(images, len(job.specs), skipped)
         sample = _caption_sample(drawn, client, settings, now_s)
         if builds:
