@@ -14,6 +14,7 @@ NAMES = (
     "bulk",
     "bulk_fetch",
     "bulk_scale",
+    "listing",
     "export",
     "serving",
 )

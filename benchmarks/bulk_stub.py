@@ -6,8 +6,6 @@ What is left is everything else: listing, reading, decoding, accounting, writing
 """
 
 import argparse
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from benchmarks.peak import run_alone, say_peak
 from pipelines.bulk_job import BulkConfig, caption_all
 from pipelines.clients import Clients, Target
 from pipelines.columns import Columns
@@ -77,15 +76,9 @@ class Cost:
 
 def measure(where: str, output: str, *flags: str) -> Cost:
     """Run this file over an input; raises RuntimeError where it fails."""
-    command = [sys.executable, "-m", "benchmarks.bulk_stub", where, output, *flags]
     started_s = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    # wait4 alone tells the peak of this one child.
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
-    return Cost(time.perf_counter() - started_s, usage.ru_maxrss / 1024)
+    peak_mib = run_alone("benchmarks.bulk_stub", (where, output, *flags))
+    return Cost(time.perf_counter() - started_s, peak_mib)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     clients = Clients(Target("models/stub", None, "stub"), _connect)
     config = BulkConfig(args.output, shard_size=args.shard_size)
     print(caption_all(args.input, Columns(), clients, config, beam_args))
+    say_peak()
     return 0
 
 

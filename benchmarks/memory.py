@@ -3,13 +3,11 @@
 A stub, since an encoder's buffers of gigabytes would hide what grows.
 """
 
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.peak import run_alone
 from benchmarks.photographs import lay_out
 from benchmarks.ratio import report
 
@@ -33,15 +31,7 @@ def peak_mib(count: int) -> float:
     with tempfile.TemporaryDirectory() as scratch:
         photographs = lay_out(Path(scratch) / "photographs", count)
         output = Path(scratch) / "records"
-        command = [
-            *(sys.executable, "-m", "benchmarks.stub"),
-            *(str(photographs.annotations), str(photographs.images), str(output)),
-        ]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        # wait4 alone tells the peak of this one child.
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode != 0:
-            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
+        arguments = (str(photographs.annotations), str(photographs.images), str(output))
+        peak = run_alone("benchmarks.stub", arguments)
         shutil.rmtree(output)
-    return usage.ru_maxrss / 1024
+    return peak

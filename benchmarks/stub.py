@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from benchmarks.peak import say_peak
 from model.encoder import EncoderSettings
 from pipelines.coco import Source
 from pipelines.records_job import PreprocessSettings, preprocess
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         read_threads=args.read_threads,
     )
     preprocess(settings, beam_args, StubEncoder)
+    say_peak()
     return 0
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipelines.jobs import Job
     from pipelines.ledger import Ledger
     from pipelines.partition import Partition
+    from pipelines.tree_walk import Elsewhere
     from serving.client import Client
 
 FAILURES_FILE = "failures-{name}.jsonl"
@@ -94,18 +95,30 @@ def caption_all(
       CaptionbeamError: the input, the output or the model cannot be used; the model failed;
         the ledger does not balance.
     """
+    from pipelines.listing_job import listing_job
     from pipelines.runner import check_beam_args
 
     check_beam_args(beam_args, config.output)
-    with listed(inputs, columns, config) as (images, skipped):
+    elsewhere = listing_job(new_job(config), beam_args)
+    with listed(inputs, columns, config, elsewhere) as (images, skipped):
         return _caption(images, skipped, clients, config, beam_args)
 
 
 @contextmanager
 def listed(
-    inputs: "str | Sequence[str]", columns: "Columns", config: BulkConfig
+    inputs: "str | Sequence[str]",
+    columns: "Columns",
+    config: BulkConfig,
+    elsewhere: "Elsewhere | None" = None,
 ) -> "Iterator[tuple[Partition, Mapping[str, int]]]":
-    """The images that a job takes, and what was passed over, by kind; raises InvalidInput."""
+    """The images that a job takes, and what was passed over, by kind; raises InvalidInput.
+
+    Args:
+      inputs: as caption_all.
+      columns: likewise.
+      config: likewise.
+      elsewhere: lists what is left of large inputs; None where this process does.
+    """
     from pipelines.apart import check_apart
     from pipelines.bulk_plan import Taken, check_coco_ids
     from pipelines.fetch_order import is_url
@@ -119,7 +132,7 @@ def listed(
         check_apart(where, config.output)
     if (sidecars := _sidecars(config)) is not None:
         check_directory(sidecars, new_job(config), list(inputs))
-    taken = Taken(Sources(inputs, columns), config.limit, config.sample)
+    taken = Taken(Sources(inputs, columns, elsewhere), config.limit, config.sample)
     with Partition(taken) as images:
         if config.outputs.coco_results:
             check_coco_ids(images)

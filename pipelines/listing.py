@@ -1,22 +1,15 @@
-"""What all listings of bulk captioning share: items, kinds of names, reading ahead."""
+"""What all listings of bulk captioning share: items, and kinds of names."""
 
 import re
-from collections.abc import Callable, Generator, Iterable
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple, TypeVar
-
-from pipelines.read_ahead import read_ahead
+from typing import Any, NamedTuple
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 )
-# Clients of buckets keep ten connections, and warn of each one more.
-THREADS = 8
 # Field of an item: SIZE-REST, where its listing tells; what changes when the object does.
 STATE = "state"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_Item = TypeVar("_Item")
-_Listed = TypeVar("_Listed")
 
 
 class Found(NamedTuple):
@@ -52,12 +45,3 @@ def scheme(source: str) -> str | None:
 def is_image(name: str) -> bool:
     """Whether a name ends as an image's."""
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
-
-
-def loaded_ahead(
-    items: Iterable[_Item], load: Callable[[_Item], _Listed]
-) -> Generator[_Listed, None, None]:
-    """What `load` returns of each item, in order, loaded in threads a little ahead."""
-    for _, listed in read_ahead(items, load, threads=THREADS, ahead=2 * THREADS):
-        # `load` raises no failure of an item.
-        yield listed  # type: ignore[misc]

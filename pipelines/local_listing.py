@@ -4,75 +4,106 @@ import glob
 import os
 import stat
 from collections import Counter
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from itertools import dropwhile
 from pathlib import Path
+from typing import Any, ClassVar
 
 from model.errors import InvalidInput
-from pipelines.listing import Found, is_image, loaded_ahead, make_item
+from pipelines.listing import Found, is_image, make_item
 from pipelines.read_ahead import batches
-from pipelines.tree_walk import Listing, walk
+from pipelines.tree_walk import Elsewhere, Listed, walk
 
 # Files whose state is asked for in one go.
 _AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
-class _Directory:
-    """What a directory holds: names of images, links to directories, and what is passed over."""
+class _Nodes:
+    """A directory is its path; files whose state is asked for are [directory, names].
 
-    path: str
-    real: str
-    images: list[str] = field(default_factory=list)
-    links: list[str] = field(default_factory=list)
-    skipped: Counter[str] = field(default_factory=Counter)
+    Attributes:
+      start: where in a path its key begins.
+      wants_files: whether the images of directories are listed, or their directories alone.
+      of_glob: whether a pattern matched the files, which says that all but directories are meant.
+    """
+
+    start: int = 0
+    wants_files: bool = True
+    of_glob: bool = False
+    weight: ClassVar[int] = 1
+
+    def opened(self) -> Callable[[Any], Listed]:
+        return self._list
+
+    def _list(self, node: Any) -> Listed:
+        if not isinstance(node, str):
+            return Listed(*self._states(*node))
+        names, links, below, skipped = _scan(node)
+        files = list(batches(names if self.wants_files else (), _AT_ONCE))
+        items, others = self._states(node, files[0] if files else [])
+        # Files come before what is below, so that those of a directory stand together.
+        children = [*([node, more] for more in files[1:]), *below]
+        return Listed(items, skipped + others, children, node, os.path.realpath(node), links)
+
+    def _states(
+        self, directory: str, names: list[str]
+    ) -> tuple[list[dict[str, Any]], Counter[str]]:
+        """The items of files, and what is passed over."""
+        items: list[dict[str, Any]] = []
+        skipped: Counter[str] = Counter()
+        for name in names:
+            path = os.path.join(directory, name)  # noqa: PTH118
+            status = _status(path)
+            # A dangling link is no file either, but somebody meant it as one.
+            if status is None or (
+                not stat.S_ISDIR(status.st_mode) if self.of_glob else stat.S_ISREG(status.st_mode)
+            ):
+                items.append(make_item(path[self.start :], path, _state(status)))
+            else:
+                skipped["directory" if self.of_glob else "no_regular_file"] += 1
+        return items, skipped
 
 
-def list_directory(top: str, skipped: Counter[str]) -> Iterator[Found]:
+def list_directory(
+    top: str, skipped: Counter[str], elsewhere: Elsewhere | None = None
+) -> Iterator[Found]:
     """Every image of a tree, each directory once, however many links lead to it.
 
     Args:
       top: the directory; keys are relative to it.
       skipped: counts what is passed over, by kind.
+      elsewhere: as of tree_walk.walk.
 
     Raises:
       InvalidInput: a directory cannot be listed.
     """
     # `.` is no part of a path that others shall read.
     top = "" if (top := str(Path(top))) == "." else top
-    files = (
-        os.path.join(directory.path, name)  # noqa: PTH118
-        for directory in _directories(top, skipped)
-        for name in directory.images
-    )
-    start = len(top.rstrip("/")) + bool(top)
-    for listed in loaded_ahead(batches(files, _AT_ONCE), _statuses):
-        for path, status in listed:
-            # A dangling link is no file either, but somebody meant it as one.
-            if status is None or stat.S_ISREG(status.st_mode):
-                yield Found(make_item(path[start:], path, _state(status)))
-            else:
-                skipped["no_regular_file"] += 1
+    nodes = _Nodes(start=len(top.rstrip("/")) + bool(top))
+    for listed in _directories(top, nodes, skipped, elsewhere):
+        yield from map(Found, listed.items)
 
 
-def list_glob(pattern: str, skipped: Counter[str]) -> Iterator[Found]:
+def list_glob(
+    pattern: str, skipped: Counter[str], elsewhere: Elsewhere | None = None
+) -> Iterator[Found]:
     """Every file that matches, whatever its suffix; the key is its path.
 
     Args:
       pattern: as of `glob`; `**` is every directory once, however many links lead to it.
       skipped: counts what is passed over, by kind.
+      elsewhere: as of tree_walk.walk.
 
     Raises:
       InvalidInput: a directory that `**` stands for cannot be listed.
     """
-    paths = sorted(set(_matches(pattern, skipped)))
-    for listed in loaded_ahead(batches(paths, _AT_ONCE), _statuses):
-        for path, status in listed:
-            if status is not None and stat.S_ISDIR(status.st_mode):
-                skipped["directory"] += 1
-            else:
-                yield Found(make_item(path, path, _state(status)))
+    paths = sorted(set(_matches(pattern, skipped, elsewhere)))
+    files = (["", chunk] for chunk in batches(paths, _AT_ONCE))
+    for listed in walk(files, _Nodes(of_glob=True), elsewhere):
+        skipped.update(listed.skipped)
+        yield from map(Found, listed.items)
 
 
 def list_file(path: str) -> Iterator[Found]:
@@ -97,11 +128,7 @@ def _status(path: str) -> os.stat_result | None:
         return None
 
 
-def _statuses(paths: list[str]) -> list[tuple[str, os.stat_result | None]]:
-    return [(path, _status(path)) for path in paths]
-
-
-def _matches(pattern: str, skipped: Counter[str]) -> Iterator[str]:
+def _matches(pattern: str, skipped: Counter[str], elsewhere: Elsewhere | None) -> Iterator[str]:
     """What `glob` finds, which alone would follow links that lead back without end."""
     parts = pattern.split("/")
     if "**" not in parts:
@@ -113,55 +140,59 @@ def _matches(pattern: str, skipped: Counter[str]) -> Iterator[str]:
     after = "/".join(dropwhile("**".__eq__, parts[place:])) or "*"
     passed: Counter[str] = Counter()
     for top in glob.iglob(before) if before else [""]:  # noqa: PTH207
-        for directory in _directories(top, passed):
-            found = os.path.join(directory.path, "")  # noqa: PTH118
-            yield from _matches(glob.escape(found) + after, skipped)
+        for directory in _directories(top, _Nodes(wants_files=False), passed, elsewhere):
+            found = os.path.join(directory.path or "", "")  # noqa: PTH118
+            yield from _matches(glob.escape(found) + after, skipped, elsewhere)
     # All else that it counts is the pattern's to choose.
     if seen_before := passed["directory_seen_before"]:
         skipped["directory_seen_before"] += seen_before
 
 
-def _directories(top: str, skipped: Counter[str]) -> Generator[_Directory, None, None]:
-    """The directories of a tree, in an order that threads do not change."""
+def _directories(
+    top: str, nodes: _Nodes, skipped: Counter[str], elsewhere: Elsewhere | None
+) -> Generator[Listed]:
+    """What a tree holds, in an order that threads do not change."""
     seen: set[str] = set()
 
-    def admit(directory: _Directory) -> bool:
-        if directory.real in seen:
+    def admit(listed: Listed) -> bool:
+        if listed.real is not None and listed.real in seen:
             skipped["directory_seen_before"] += 1
             return False
-        seen.add(directory.real)
-        skipped.update(directory.skipped)
+        if listed.real is not None:
+            seen.add(listed.real)
+        skipped.update(listed.skipped)
         return True
 
     # What lies in the tree itself comes before what links lead to, so that a file's key is its
     # own path wherever it has one.
     linked = [top]
     for path in linked:
-        for directory in walk(path, _scan, admit):
-            linked += directory.links
-            yield directory
+        for listed in walk([path], nodes, elsewhere, admit):
+            linked += listed.links
+            yield listed
 
 
-def _scan(path: str) -> Listing[str, _Directory]:
-    found = _Directory(path, os.path.realpath(path))
+def _scan(path: str) -> tuple[list[str], list[str], list[str], Counter[str]]:
+    """Names of images, paths of links to directories and of directories, and what is skipped."""
+    images: list[str] = []
+    links: list[str] = []
     below: list[str] = []
+    skipped: Counter[str] = Counter()
     try:
         with os.scandir(path or ".") as entries:
             for entry in entries:
                 place = os.path.join(path, entry.name)  # noqa: PTH118
                 if entry.name.startswith("."):
-                    found.skipped["hidden"] += 1
+                    skipped["hidden"] += 1
                 elif entry.is_dir(follow_symlinks=False):
                     below.append(place)
                 # Unlike the entry, Path says of a link to itself that it is no directory.
                 elif entry.is_symlink() and Path(place).is_dir():
-                    found.links.append(place)
+                    links.append(place)
                 elif is_image(entry.name):
-                    found.images.append(entry.name)
+                    images.append(entry.name)
                 else:
-                    found.skipped["no_image_suffix"] += 1
+                    skipped["no_image_suffix"] += 1
     except OSError as error:
         raise InvalidInput(f"{path or '.'}: cannot be listed ({error.strerror})") from error
-    found.images.sort()
-    found.links.sort()
-    return Listing(found, sorted(below))
+    return sorted(images), sorted(links), sorted(below), skipped

@@ -133,7 +133,19 @@ def _setup_file(path: str) -> str:
 
 def is_local(beam_args: Sequence[str]) -> bool:
     """Whether all workers are this process or end with it."""
-    return isinstance(make_pipeline(beam_args).runner, _LOCAL_RUNNERS)
+    return _ends_with_process(make_pipeline(beam_args))
+
+
+def shares_process(beam_args: Sequence[str]) -> bool:
+    """Whether all workers are threads of this process."""
+    pipeline = make_pipeline(beam_args)
+    mode = pipeline.options.view_as(DirectOptions).direct_running_mode
+    return _ends_with_process(pipeline) and mode != "multi_processing"
+
+
+def _ends_with_process(pipeline: beam.Pipeline) -> bool:
+    # DaskRunner derives from one of them, and its workers may be anywhere.
+    return type(pipeline.runner) in _LOCAL_RUNNERS
 
 
 def runner_error(pipeline: beam.Pipeline, error: Exception) -> CaptionbeamError | None:

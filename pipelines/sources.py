@@ -32,6 +32,7 @@ from pipelines.local_listing import list_directory, list_file, list_glob
 from pipelines.manifest_rows import MANIFEST_SUFFIXES, TABLE_SUFFIXES, manifest_kind
 from pipelines.manifests import read_manifest
 from pipelines.tar_names import is_tar
+from pipelines.tree_walk import Elsewhere
 
 _EXPECTED = (
     f"expected a directory, a glob or a manifest ({', '.join(MANIFEST_SUFFIXES)}, .gz), or .tar"
@@ -53,8 +54,18 @@ class Sources:
       skipped: what was passed over, by kind; whole when the iteration has come to its end.
     """
 
-    def __init__(self, inputs: Sequence[str], columns: Columns | None = None) -> None:
+    def __init__(
+        self,
+        inputs: Sequence[str],
+        columns: Columns | None = None,
+        elsewhere: Elsewhere | None = None,
+    ) -> None:
         """Looks at what each input is.
+
+        Args:
+          inputs: directories, globs, tars or manifests.
+          columns: where a manifest keeps what.
+          elsewhere: lists what is left of a large tree; None where this process lists all.
 
         Raises:
           InvalidInput: one is not there or of no known kind, or comes twice.
@@ -62,7 +73,7 @@ class Sources:
         for where, times in Counter(inputs).items():
             if times > 1:
                 raise InvalidInput(f"--input {where} {where}: the same input twice; give it once")
-        self._inputs = [_look_at(where, columns or Columns()) for where in inputs]
+        self._inputs = [_look_at(where, columns or Columns(), elsewhere) for where in inputs]
         named = [known.where for known in self._inputs if known.has_own_keys]
         names = name_inputs(named) if len(self._inputs) > 1 else []
         self._names = dict(zip(named, map(encodable, names), strict=False))
@@ -92,29 +103,29 @@ def has_columns(where: str) -> bool:
     return bool(scheme(where)) or path.is_file() or not (path.is_dir() or glob.has_magic(where))
 
 
-def _look_at(where: str, columns: Columns) -> _Input:
+def _look_at(where: str, columns: Columns, elsewhere: Elsewhere | None) -> _Input:
     path = Path(where)
     if scheme(where) in ("http", "https"):
         raise InvalidInput(f"{where}: a URL; {_EXPECTED} that lists URLs, or `captionbeam caption`")
     if scheme(where):
-        return _look_at_bucket(where, columns)
+        return _look_at_bucket(where, columns, elsewhere)
     if path.is_dir():
-        return _Input(where, partial(list_directory, where), True)
+        return _Input(where, partial(list_directory, where, elsewhere=elsewhere), True)
     if path.is_file() and manifest_kind(where):
         return _Input(where, lambda _: read_manifest(where, columns), True)
     if path.exists():
         if is_tar(where):
-            return _Input(where, partial(_members, lambda _: list_file(where)), False)
+            return _Input(where, partial(_members, lambda _: list_file(where), elsewhere), False)
         if path.is_file() and is_image(where):
             return _Input(where, lambda _: list_file(where), False)
         raise InvalidInput(f"{where}: a file of another kind; {_EXPECTED}")
     if not glob.has_magic(where):
         raise InvalidInput(f"{where}: no such file or directory; {_EXPECTED}")
-    listed = partial(list_glob, where)
-    return _Input(where, partial(_members, listed) if is_tar(where) else listed, False)
+    listed = partial(list_glob, where, elsewhere=elsewhere)
+    return _Input(where, partial(_members, listed, elsewhere) if is_tar(where) else listed, False)
 
 
-def _look_at_bucket(where: str, columns: Columns) -> _Input:
+def _look_at_bucket(where: str, columns: Columns, elsewhere: Elsewhere | None) -> _Input:
     # Beam takes seconds to load, and a local input needs none of it.
     from pipelines import storage
     from pipelines.bucket_listing import list_glob as list_bucket_glob
@@ -124,20 +135,23 @@ def _look_at_bucket(where: str, columns: Columns) -> _Input:
     if manifest_kind(where) and not glob.has_magic(where):
         return _Input(where, lambda _: read_manifest(where, columns), True)
     list_objects = list_bucket_glob if glob.has_magic(where) else list_object
+    listed = partial(list_objects, where, elsewhere=elsewhere)
     if is_tar(where):
-        return _Input(where, partial(_members, lambda _: list_objects(where)), False)
+        return _Input(where, partial(_members, listed, elsewhere), False)
     if glob.has_magic(where) or is_image(where):
-        return _Input(where, lambda _: list_objects(where), False)
-    return _Input(where, partial(list_prefix, where), True)
+        return _Input(where, listed, False)
+    return _Input(where, partial(list_prefix, where, elsewhere=elsewhere), True)
 
 
 def _members(
-    tars: Callable[[Counter[str]], Iterator[Found]], skipped: Counter[str]
+    tars: Callable[[Counter[str]], Iterator[Found]],
+    elsewhere: Elsewhere | None,
+    skipped: Counter[str],
 ) -> Iterator[Found]:
     """The image members of the tars that a listing finds."""
     from pipelines.tar_listing import list_members
 
-    return list_members(tars(skipped), skipped)
+    return list_members(tars(skipped), skipped, elsewhere)
 
 
 def _no_image(where: str, skipped: Counter[str]) -> InvalidInput:

@@ -3,16 +3,29 @@
 import posixpath
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from pipelines.image_files import DAMAGED, MISSING, TAR
-from pipelines.listing import STATE, Found, is_image, loaded_ahead, make_item
+from pipelines.listing import STATE, Found, is_image, make_item
 from pipelines.tar_files import Member, cut_message, index_tar
+from pipelines.tree_walk import Elsewhere, Listed, walk
 
 
-def list_members(tars: Iterable[Found], skipped: Counter[str]) -> Iterator[Found]:
+class _Nodes:
+    """A node is the item of a tar, whose members it has."""
+
+    # A read for each member's header.
+    weight: ClassVar[int] = 100
+
+    def opened(self) -> Callable[[Any], Listed]:
+        return _index
+
+
+def list_members(
+    tars: Iterable[Found], skipped: Counter[str], elsewhere: Elsewhere | None = None
+) -> Iterator[Found]:
     """Every image member of the tars; key and source are `PATH.tar/MEMBER`.
 
     Of a tar that is cut short or damaged the members before are items, and so is the tar
@@ -21,30 +34,32 @@ def list_members(tars: Iterable[Found], skipped: Counter[str]) -> Iterator[Found
     Args:
       tars: the tar files.
       skipped: counts the members that are passed over, by kind.
+      elsewhere: as of tree_walk.walk.
 
     Raises:
       InvalidInput: a file that cannot be read, is no tar, or compressed.
     """
-    for listed, others in loaded_ahead((found.item for found in tars), _index):
-        skipped.update(others)
-        yield from listed
+    for listed in walk((found.item for found in tars), _Nodes(), elsewhere):
+        skipped.update(listed.skipped)
+        yield from map(Found, listed.items)
 
 
-def _index(tar: dict[str, Any]) -> tuple[list[Found], Counter[str]]:
+def _index(tar: dict[str, Any]) -> Listed:
     skipped: Counter[str] = Counter()
     path, state = tar["source"], tar.get(STATE)
     index = index_tar(path, partial(_is_wanted, skipped))
     if index.replaced:
         skipped["replaced_in_tar"] = index.replaced
-    found = [Found(_member_item(member, state)) for member in index.members.values()]
+    items = [_member_item(member, state) for member in index.members.values()]
     for name in index.dangling:
         item = make_item(f"{path}/{name}", f"{path}/{name}", state)
-        message = "a hard link to what is no image of this tar, expected an image"
-        found.append(Found({**item, MISSING: message}))
+        items.append(
+            {**item, MISSING: "a hard link to what is no image of this tar, expected an image"}
+        )
     if index.cut is not None:
         message = f"{cut_message(index.cut)}, so that members may be missing; make it again"
-        found.append(Found({**make_item(path, path, state), DAMAGED: message}))
-    return found, skipped
+        items.append({**make_item(path, path, state), DAMAGED: message})
+    return Listed(items, skipped)
 
 
 def _member_item(member: Member, state: str | None) -> dict[str, Any]:

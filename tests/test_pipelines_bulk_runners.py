@@ -21,6 +21,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(autouse=True)
 def path_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", PATH)
+    # The workers list what is below the first directory.
+    monkeypatch.setattr("pipelines.tree_walk.HERE", 1)
 
 
 @pytest.fixture(scope="module")
