@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dedupe",
         action="store_true",
-        help="caption images of the same bytes once a shard; each has its row",
+        help="caption images of the same bytes once; each has its row",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="take the first N images")
     parser.add_argument("--sample", type=int, metavar="N", help="take N images drawn by their keys")

@@ -39,7 +39,7 @@ class BulkConfig:
       shard_size: images in one shard, about; of the first run, for as long as its rows last.
       max_failure_rate: failed ÷ all images above which the job does not pass.
       asked: what a row says besides the caption.
-      dedupe: caption images of the same bytes once a shard.
+      dedupe: caption images of the same bytes once (pipelines/same_bytes).
       retry: reasons of failures that are to be tried again.
       limit: images to take, the first ones; None for all.
       sample: images to take, by the hash of their keys; None for all.

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeAlias
 
+from apache_beam.utils.shared import Shared
+
 from model.errors import InvalidInput, ItemFailure, Reason
 from model.image_bytes import canonicalise
 from pipelines.begun import Earlier
@@ -33,10 +35,10 @@ from pipelines.reading import (
     batches,
     known_failure,
     load_image,
-    once,
     read_threads,
 )
 from pipelines.row_formats import Row, RowFormat
+from pipelines.same_bytes import Duplicates, Remembered
 from pipelines.sink import Sink
 from serving import contract
 from serving.client import Client
@@ -56,7 +58,7 @@ class CaptionSettings:
       batch_size: images in one request.
       fetch: how URLs are read.
       asked: what a row says besides the caption.
-      dedupe: send images of the same bytes once.
+      dedupe: ask about images of the same bytes once (pipelines/same_bytes).
       retry: reasons of an earlier run's failures to try again.
       format: of the rows.
       sidecars: directory of a small text for each caption; None for none.
@@ -97,9 +99,13 @@ class CaptionShard:
         """Keeps the settings."""
         self._clients, self._settings, self._decode = clients, settings, decode
         self._model: Client | None = None
+        self._shared = Shared()
+        self._remembered: Remembered | None = None
 
     def setup(self) -> None:
-        """Loads nothing yet: a shard all of whose rows are kept needs no model."""
+        """Loads no model yet: a shard all of whose rows are kept needs none."""
+        if self._settings.dedupe:
+            self._remembered = self._shared.acquire(Remembered)
 
     def process(self, items: Sequence[Item], sink: Sink) -> None:
         """Captions a shard; what an earlier run captioned stays.
@@ -123,26 +129,21 @@ class CaptionShard:
             rows.finish()
 
     def _caption_all(self, rows: RowSink, companions: Companions, decode: Decode) -> None:
-        with closing(self._answered(rows.waiting, decode)) as answered:
-            self._write_all(rows, companions, answered)
+        duplicates = Duplicates(self._remembered)
+        with closing(self._answered(rows.waiting, decode, duplicates)) as answered:
+            for item, read, answer in answered:
+                if isinstance(read, ItemFailure):
+                    rows.fail(item, read)
+                    continue
+                outcome = duplicates.outcome(read, answer)
+                if isinstance(outcome, ItemFailure):
+                    rows.fail(item, outcome)
+                else:
+                    rows.write(self._row(item, read, outcome, companions))
 
-    def _write_all(
-        self, rows: RowSink, companions: Companions, answered: Iterable[_Answered]
-    ) -> None:
-        outcomes: dict[str, _Outcome] = {}
-        for item, read, answer in answered:
-            if isinstance(read, ItemFailure):
-                rows.fail(item, read)
-                continue
-            outcome = outcomes[read.sha256] if answer is None else answer
-            if self._settings.dedupe:
-                outcomes[read.sha256] = outcome
-            if isinstance(outcome, ItemFailure):
-                rows.fail(item, outcome)
-            else:
-                rows.write(self._row(item, read, outcome, companions))
-
-    def _answered(self, items: Sequence[Item], decode: Decode) -> Generator[_Answered, None, None]:
+    def _answered(
+        self, items: Sequence[Item], decode: Decode, duplicates: Duplicates
+    ) -> Generator[_Answered, None, None]:
         """Every item, what was read, and the model's answer where it was asked."""
         settings = self._settings
         fetcher = process_fetcher(settings.fetch)
@@ -157,10 +158,8 @@ class CaptionShard:
                 ahead=ahead,
                 known_failure=partial(known_failure, fetcher),
             )
-            if settings.dedupe:
-                images = once(images)
             ask = partial(_ask, client, settings)
-            cut = batches(images, settings.batch_size)
+            cut = batches(duplicates.once(images), settings.batch_size)
             for _, answered in read_ahead(cut, ask, threads=_CALLS, ahead=_CALLS):
                 if isinstance(answered, ItemFailure):
                     raise answered

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from model.errors import ItemFailure, Reason
@@ -26,7 +26,7 @@ class ReadImage:
       sha256: of its original bytes.
       width: upright, in pixels.
       height: likewise.
-      data: canonical bytes; None where the same bytes stood earlier in the shard.
+      data: canonical bytes; None where nobody is asked about them (again).
     """
 
     sha256: str
@@ -63,18 +63,6 @@ def load_image(fetcher: Fetcher, decode: Decode, item: Item) -> ReadImage:
     data = read_original(fetcher, item)
     image = decode(data)
     return ReadImage(hashlib.sha256(data).hexdigest(), image.width, image.height, image.data)
-
-
-def once(images: Iterable[tuple[Item, Read]]) -> Iterator[tuple[Item, Read]]:
-    """The same, without the data of bytes that came before."""
-    seen: set[str] = set()
-    for item, read in images:
-        if isinstance(read, ReadImage) and read.sha256 in seen:
-            yield item, replace(read, data=None)
-            continue
-        if isinstance(read, ReadImage):
-            seen.add(read.sha256)
-        yield item, read
 
 
 def batches(images: Iterable[tuple[Item, Read]], size: int) -> Iterator[list[tuple[Item, Read]]]:

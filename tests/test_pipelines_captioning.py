@@ -14,10 +14,11 @@ import pytest
 
 from model.errors import InvalidInput, ItemFailure, Reason
 from pipelines.begun import Earlier
-from pipelines.caption_rows import Asked
+from pipelines.caption_rows import Asked, Told
 from pipelines.captioning import CaptionSettings, CaptionShard
 from pipelines.clients import Clients, Target
 from pipelines.jobs import Job, ShardSpec
+from pipelines.same_bytes import Remembered
 from serving.errors import ServerUnavailable
 from tests.bulk_fixtures import (
     HYPOTHESES,
@@ -244,6 +245,48 @@ def test_images_of_the_same_bytes_are_sent_once_and_each_has_its_row(tmp_path: P
     assert caption(good, tmp_path, dedupe=True).keys == [item["key"] for item in good]
     # 000 three times, 005 twice.
     assert (len(good), sum(World.batches)) == (8, 5)
+
+
+def test_a_later_shard_of_the_process_asks_about_known_bytes_no_more(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "in", 5, poison=[2])
+    items = items_of(photos)
+    settings = CaptionSettings(NAME, VERSION, BATCH, dedupe=True)
+    work = CaptionShard(Clients(IN_PROCESS, connect_fake), settings)
+    sinks = []
+    # As runners do: other threads have copies of their own.
+    for copy in (work, work, pickle.loads(pickle.dumps(work))):
+        World.reset()
+        copy.setup()
+        sinks.append(ListSink(tmp_path / "_out"))
+        copy.process(items, sinks[-1])  # type: ignore[arg-type]
+        asked = sum(World.batches)
+        # A refusal is asked about again, and halved down to the image.
+        assert asked >= 5 if len(sinks) == 1 else asked == 1
+    assert len(sinks[0].rows) == 4
+    assert [key for key, _ in sinks[0].failures] == ["002"]
+    assert all((sink.rows, sink.failures) == (sinks[0].rows, sinks[0].failures) for sink in sinks)
+    # Another job's process remembers nothing of it.
+    World.reset()
+    caption(items_of(photos)[:2], tmp_path, dedupe=True)
+    assert sum(World.batches) == 2
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    def told(number: int) -> Told:
+        return Told("a cat", -1.0, (3,), strip=bytes(100_000 + number))
+
+    remembered = Remembered(most_bytes=450_000)
+    for number in range(4):
+        remembered.note(str(number), told(number))
+    assert remembered.get("0") == told(0)
+    remembered.note("4", told(4))
+    # The one that was not used for longest is forgotten.
+    assert [remembered.get(str(number)) for number in range(5)] == [
+        *(told(0), None),
+        *map(told, (2, 3, 4)),
+    ]
+    remembered.note("2", told(9))
+    assert remembered.get("2") == told(2)
 
 
 def test_nbest_rows_have_the_captions_that_the_search_found_best_first(tmp_path: Path) -> None:
