@@ -177,6 +177,7 @@ def caption_settings(client: "Client", config: BulkConfig) -> "CaptionSettings":
         retry=config.retry,
         format=config.outputs.format,
         sidecars=_sidecars(config),
+        copies=config.outputs.copies,
     )
 
 

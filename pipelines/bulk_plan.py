@@ -113,5 +113,7 @@ def plan(
         )
     # What was passed over decides no row: a stray text file must not keep a job from going on.
     decides = asdict(settings.asked) | {"format": settings.format, "sidecars": settings.sidecars}
+    # Jobs begun before there were any go on.
+    decides |= {"copies": True} if settings.copies else {}
     job = make(job, _Shards(partition, count), decides, made_by=settings.model)
     return with_retries(job, settings.retry)

@@ -62,6 +62,7 @@ class CaptionSettings:
       retry: reasons of an earlier run's failures to try again.
       format: of the rows.
       sidecars: directory of a small text for each caption; None for none.
+      copies: whether the image lies beside it.
     """
 
     model_name: str
@@ -73,6 +74,7 @@ class CaptionSettings:
     retry: frozenset[str] = frozenset()
     format: str = JSON_LINES
     sidecars: str | None = None
+    copies: bool = False
 
     @property
     def rows(self) -> RowFormat:
@@ -116,8 +118,9 @@ class CaptionShard:
         """
         items = spread_hosts(items)
         settings = self._settings
-        strips = settings.asked.explain
-        with Companions(sink.job, settings.sidecars, strips=strips) as companions:
+        with Companions(
+            sink.job, settings.sidecars, copies=settings.copies, strips=settings.asked.explain
+        ) as companions:
             current = partial(self._is_current, companions, sink.earlier)
             rows = RowSink(sink, items, current, settings.asked.counts, settings.rows, companions)
             if rows.waiting:
@@ -147,7 +150,7 @@ class CaptionShard:
         """Every item, what was read, and the model's answer where it was asked."""
         settings = self._settings
         fetcher = process_fetcher(settings.fetch)
-        load = partial(load_image, fetcher, decode)
+        load = partial(load_image, fetcher, decode, keep=settings.copies)
         ahead = settings.batch_size * BATCHES_AHEAD
         threads = read_threads(items, settings.batch_size)
         with self._client() as client:
@@ -192,14 +195,16 @@ class CaptionShard:
         wanted = (self._settings.model_name, self._settings.model_version)
         if made_by != wanted:
             return False
-        # A strip may be of an attempt that was cut, and of another model.
-        there = companions.has_strip(row["key"])
-        return there and not (self._settings.asked.explain and earlier.cut)
+        # A strip may be of an attempt that was cut, and of another model; a copy of another image.
+        has_files = self._settings.asked.explain or self._settings.copies
+        return companions.are_left(row["key"]) and not (has_files and earlier.cut)
 
     def _row(self, item: Item, read: ReadImage, told: Told, companions: Companions) -> Row:
         for version in told.versions:
             # The server may have changed its model, and replicas may differ.
             self._check_model(self._settings.model_name, version)
+        if read.original is not None:
+            companions.write_copy(item["key"], read.original)
         strip = {}
         if told.strip is not None:
             companions.write_strip(item["key"], told.strip)

@@ -1,4 +1,4 @@
-"""The small files that belong to rows: sidecars, and strips of attention.
+"""The files that belong to rows: sidecars, the images beside them, and strips of attention.
 
 All of a shard's are there, whole, before its rows are; those of rows that are no more are gone.
 """
@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from pipelines import storage
-from pipelines.file_names import file_of
+from pipelines.file_names import copy_of, file_of
 from pipelines.jobs import WORK_DIR, Job
 from pipelines.shards import write_errors
 
@@ -30,11 +30,19 @@ class Companions:
     Args:
       job: whose rows they belong to.
       sidecars: directory of sidecars; None for none.
+      copies: whether each has its image beside it.
       strips: whether there are strips.
     """
 
-    def __init__(self, job: Job, sidecars: str | None = None, *, strips: bool = False) -> None:
-        self._job, self._sidecars, self._strips = job, sidecars, strips
+    def __init__(
+        self,
+        job: Job,
+        sidecars: str | None = None,
+        *,
+        copies: bool = False,
+        strips: bool = False,
+    ) -> None:
+        self._job, self._sidecars, self._copies, self._strips = job, sidecars, copies, strips
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="companions")
         self._waiting: deque[Future[None]] = deque()
 
@@ -55,9 +63,12 @@ class Companions:
         """The path of a key's strip, relative to OUTPUT."""
         return f"{ATTENTION_DIR}/{file_of(key, _STRIP_SUFFIX)}"
 
-    def has_strip(self, key: str) -> bool:
-        """Whether an earlier run left a key's strip, where there are strips."""
-        return not self._strips or storage.exists(self._job.path(self.strip_of(key)))
+    def are_left(self, key: str) -> bool:
+        """Whether an earlier run left all of a key's files that a row alone does not make again."""
+        paths = [self._job.path(self.strip_of(key))] if self._strips else []
+        if self._copies:
+            paths.append(self._copy_of(key))
+        return all(map(storage.exists, paths))
 
     def write_strip(self, key: str, png: bytes) -> None:
         """Write a key's strip; raises what an earlier one could not be written for."""
@@ -68,9 +79,12 @@ class Companions:
     def write_sidecar(self, key: str, caption: str) -> None:
         """Write a key's caption where there are sidecars; raises as `write_strip`."""
         if self._sidecars is not None:
-            path = f"{self._sidecars}/{file_of(key, SIDECAR_SUFFIX)}"
-            data, scratch = f"{caption}\n".encode(), f"{self._sidecars}/{SCRATCH_DIR}"
-            self._submit(partial(_write, self._sidecars, path, data, scratch))
+            self._write_to(self._sidecars, self._sidecar_of(key), f"{caption}\n".encode())
+
+    def write_copy(self, key: str, data: bytes) -> None:
+        """Write a key's image, as it was read; raises as `write_strip`."""
+        if self._sidecars is not None:
+            self._write_to(self._sidecars, self._copy_of(key), data)
 
     def finish(self, gone: Iterable[str]) -> None:
         """Wait until all are written, then remove those of keys that have no row any more.
@@ -84,7 +98,20 @@ class Companions:
             if self._strips:
                 _delete(self._job.output, self._job.path(self.strip_of(key)))
             if self._sidecars is not None:
-                _delete(self._sidecars, f"{self._sidecars}/{file_of(key, SIDECAR_SUFFIX)}")
+                _delete(self._sidecars, self._sidecar_of(key))
+                if self._copies:
+                    _delete(self._sidecars, self._copy_of(key))
+
+    def _sidecar_of(self, key: str) -> str:
+        if self._copies:
+            return self._copy_of(key) + SIDECAR_SUFFIX
+        return f"{self._sidecars}/{file_of(key, SIDECAR_SUFFIX)}"
+
+    def _copy_of(self, key: str) -> str:
+        return f"{self._sidecars}/{copy_of(key, SIDECAR_SUFFIX)}"
+
+    def _write_to(self, sidecars: str, path: str, data: bytes) -> None:
+        self._submit(partial(_write, sidecars, path, data, f"{sidecars}/{SCRATCH_DIR}"))
 
     def _submit(self, write: partial[None]) -> None:
         self._waiting.append(self._pool.submit(write))

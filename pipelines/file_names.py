@@ -8,6 +8,10 @@ SHA-256 of the key in UTF-8, HH the first two of them, and NAME what is readable
 
 import hashlib
 import re
+from pathlib import PurePosixPath
+
+from pipelines.keys import root_of
+from pipelines.listing import is_image
 
 # No key that names its file itself begins so.
 _HASHED = "_keys"
@@ -39,6 +43,28 @@ def file_of(key: str, suffix: str) -> str:
         and path.split("/")[0] != _HASHED
     )
     return path if plain else _hashed(key, suffix)
+
+
+def copy_of(key: str, suffix: str) -> str:
+    """The path of an image's copy, relative to its directory, beside `PATH` + suffix.
+
+    Args:
+      key: of the image.
+      suffix: of the file beside it, with its dot.
+
+    Returns:
+      The key, where it ends as an image's and its file could have its name; else a name as of
+      `file_of`, with the suffix of an image where the key has one. No two keys have a file in
+      common, nor one the other's for a directory.
+    """
+    path = PurePosixPath(key)
+    alone = file_of(key, suffix) == key + suffix and is_image(key)
+    # Where another image may lie.
+    if alone and not any(map(is_image, path.parts[:-1])):
+        return key
+    # Of a URL, or one that came again.
+    name = root_of(key.partition("?")[0])
+    return _hashed(key, PurePosixPath(name).suffix.lower() if is_image(name) else "")
 
 
 def _is_plain(part: str) -> bool:

@@ -16,18 +16,22 @@ class OutputSettings:
       format: of the rows, one of `FORMATS`; a shard's file has it as its suffix.
       sidecars: directory of a small text for each caption; None for none.
       coco_results: whether captions.json is written, as pycocotools reads it.
+      copies: whether the images lie beside their sidecars.
     """
 
     format: str = JSON_LINES
     sidecars: str | None = None
     coco_results: bool = False
+    copies: bool = False
 
     def __post_init__(self) -> None:
-        """Checks the format; raises InvalidInput."""
+        """Checks format and copies; raises InvalidInput."""
         if self.format not in FORMATS:
             raise InvalidInput(
                 f"--format {self.format}: no format of rows, expected one of {', '.join(FORMATS)}"
             )
+        if self.copies and self.sidecars is None:
+            raise InvalidInput("--copies: beside the sidecars, expected --sidecars DIR, too")
 
     @property
     def captions_file(self) -> str:
@@ -57,8 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--sidecars", metavar="DIR", help="write each caption to DIR/KEY.txt as well"
     )
+    group.add_argument(
+        "--copies", action="store_true", help="with --sidecars: and its image to DIR/KEY"
+    )
 
 
 def from_arguments(args: argparse.Namespace) -> OutputSettings:
     """The settings of a command's flags; raises InvalidInput."""
-    return OutputSettings(args.format, args.sidecars, args.coco_results)
+    return OutputSettings(args.format, args.sidecars, args.coco_results, args.copies)

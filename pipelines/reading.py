@@ -27,12 +27,14 @@ class ReadImage:
       width: upright, in pixels.
       height: likewise.
       data: canonical bytes; None where nobody is asked about them (again).
+      original: bytes as they were read; None where nobody keeps them.
     """
 
     sha256: str
     width: int
     height: int
     data: bytes | None
+    original: bytes | None = None
 
 
 Read: TypeAlias = ReadImage | ItemFailure
@@ -58,11 +60,12 @@ def known_failure(fetcher: Fetcher, item: Item) -> ItemFailure | None:
     return fetcher.known_failure(source) if is_url(source) else None
 
 
-def load_image(fetcher: Fetcher, decode: Decode, item: Item) -> ReadImage:
+def load_image(fetcher: Fetcher, decode: Decode, item: Item, *, keep: bool = False) -> ReadImage:
     """Read and canonicalise one item; raises ItemFailure."""
     data = read_original(fetcher, item)
     image = decode(data)
-    return ReadImage(hashlib.sha256(data).hexdigest(), image.width, image.height, image.data)
+    sha256, original = hashlib.sha256(data).hexdigest(), data if keep else None
+    return ReadImage(sha256, image.width, image.height, image.data, original)
 
 
 def batches(images: Iterable[tuple[Item, Read]], size: int) -> Iterator[list[tuple[Item, Read]]]:

@@ -16,7 +16,8 @@ from PIL import Image
 from model.errors import InvalidInput
 from model.strips import draw_strip
 from pipelines import attention_strips, storage
-from pipelines.file_names import file_of
+from pipelines.caption_rows import Asked
+from pipelines.file_names import copy_of, file_of
 from tests.bulk_fixtures import World, fake_caption, photo, png, write_photos
 from tests.fault_fixtures import Events, fail, noted
 from tests.output_fixtures import caption_shard, items_of, tree
@@ -83,10 +84,12 @@ def test_a_strip_shows_the_photograph_and_the_words_of_its_own_caption(tmp_path:
 
 
 @pytest.mark.parametrize("dedupe", [False, True])
-def test_the_same_bytes_twice_have_a_strip_each(dedupe: bool, tmp_path: Path) -> None:
+def test_the_same_bytes_twice_have_a_strip_and_a_copy_each(dedupe: bool, tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "in", 3)
     (photos / "twin.png").write_bytes(photo(1))
-    caption_shard(tmp_path, "out", items_of(photos), dedupe=dedupe)
+    caption_shard(tmp_path, "out", items_of(photos), dedupe=dedupe, copies=True)
+    for name in ("001.png", "twin.png"):
+        assert (tmp_path / "out-txt" / name).read_bytes() == photo(1)
     strips = {path.name: path.read_bytes() for path in (tmp_path / "out/attention").iterdir()}
     assert strips["twin.png.png"] == strips["001.png.png"]
     assert Counter(strips.values())[strips["001.png.png"]] == 2
@@ -109,6 +112,33 @@ def test_what_is_kept_keeps_its_files_and_what_goes_takes_them_along(tmp_path: P
     caption_shard(tmp_path, "whole", items_of(photos))
     assert files(tmp_path, "out") == files(tmp_path, "whole")
     assert "1/003.png.txt" not in files(tmp_path, "out")
+
+
+def test_an_image_lies_as_it_was_beside_its_caption(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "in", 6, poison=[5])
+    # Not canonical: the copy is what was read.
+    with Image.open(photos / "004.png") as image:
+        image.save(photos / "004.png", "GIF")
+    items = items_of(photos)
+    items[0]["key"], items[1]["key"] = "https://host/a.png?b=c", "7"
+    plain = {"format": "jsonl", "asked": Asked(), "copies": True}
+    caption_shard(tmp_path, "out", items, **plain)
+    texts = tmp_path / "out-txt"
+    expected = set()
+    for item in items[:5]:
+        place = copy_of(item["key"], ".txt")
+        assert (texts / place).read_bytes() == Path(item["source"]).read_bytes()
+        assert (texts / f"{place}.txt").read_text().startswith("photo ")
+        expected |= {f"1/{place}", f"1/{place}.txt"}
+    assert {name for name in files(tmp_path, "out") if name.startswith("1/")} == expected
+    # What was lost is made again, and what is no more takes its files along.
+    (texts / "002.png").unlink()
+    World.batches = []
+    left = items[1:3] + items[4:5]
+    caption_shard(tmp_path, "out", left, **plain)
+    assert World.batches == [1]
+    caption_shard(tmp_path, "whole", left, **plain)
+    assert files(tmp_path, "out") == files(tmp_path, "whole")
 
 
 @pytest.mark.parametrize("world", [{"explains_as": 4}, {"answers_tell": 4, "explains_as": 3}])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.file_names import file_of
+from pipelines.file_names import copy_of, file_of
 
 
 def is_hashed(key: str, suffix: str = ".txt") -> bool:
@@ -46,7 +46,48 @@ def test_the_hashed_name_says_what_it_can() -> None:
     assert file_of(url, ".png") == f"_keys/{digest[:2]}/{name}"
 
 
-PART = st.sampled_from(["a", "A", "a.txt", "b.txt", "..", ".", "", "_keys", "a#2", " ", "\0", "é"])
+@pytest.mark.parametrize("key", ["a.jpg", "a.b/c d.JPEG", "é/🐕.png", "x" * 247 + ".gif"])
+def test_a_plain_key_of_an_image_names_its_copy(key: str) -> None:
+    assert copy_of(key, ".txt") == key
+
+
+@pytest.mark.parametrize(
+    ("key", "ending"),
+    [
+        *(("a", ""), ("a.txt", ""), ("7", ""), ("a.jpg/b.png", ".png"), ("a.txt/b.png", ".png")),
+        *(
+            ("https://example.org/a.JPG?size=2.gif", ".jpg"),
+            ("a.jpg#2", ".jpg"),
+            ("../a.png", ".png"),
+        ),
+        *(("_keys/a.png", ".png"), ("x" * 252 + ".jpg", ".jpg"), ("a.php?b=c.jpg", "")),
+    ],
+)
+def test_any_other_copy_is_told_by_the_hash_and_keeps_its_suffix(key: str, ending: str) -> None:
+    digest = hashlib.sha256(key.encode()).hexdigest()[:32]
+    path = copy_of(key, ".txt")
+    assert path.startswith(f"_keys/{digest[:2]}/")
+    assert path.endswith(f"-{digest}{ending}")
+
+
+PART = st.sampled_from(
+    [
+        "a",
+        "A",
+        "a.txt",
+        "b.txt",
+        "a.jpg",
+        "a.jpg.txt",
+        "..",
+        ".",
+        "",
+        "_keys",
+        "a#2",
+        " ",
+        "\0",
+        "é",
+    ]
+)
 KEY = st.lists(PART, max_size=4).map("/".join) | st.text()
 
 
@@ -68,3 +109,15 @@ def test_a_disk_takes_every_name(key: str, tmp_path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_text("x")
     assert path.resolve().is_relative_to(tmp_path / "in")
+
+
+@given(st.sets(KEY, max_size=12))
+def test_copies_and_the_texts_beside_them_share_no_file(keys: set[str]) -> None:
+    copies = [copy_of(key, ".txt") for key in keys]
+    paths = [PurePosixPath(path) for copy in copies for path in (copy, f"{copy}.txt")]
+    assert len(set(paths)) == 2 * len(keys)
+    directories = {directory for path in paths for directory in path.parents}
+    assert directories.isdisjoint(paths)
+    for path in paths:
+        assert not path.is_absolute()
+        assert ".." not in path.parts

@@ -85,10 +85,10 @@ def test_files_of_an_unfinished_job_of_another_format_do_not_stay(tmp_path: Path
 
 
 def everything(root: Path, name: str, *beam_args: str) -> dict[str, bytes]:
-    """Parquet, sidecars and strips of ROOT/in."""
+    """Parquet, sidecars beside copies, and strips of ROOT/in."""
     config = replace(SMALL, asked=Asked(explain=True))
-    directory = str(root / f"{name}-txt")
-    caption(root / "in", root / name, config, *beam_args, format="parquet", sidecars=directory)
+    outputs = {"format": "parquet", "sidecars": str(root / f"{name}-txt"), "copies": True}
+    caption(root / "in", root / name, config, *beam_args, **outputs)
     return tree(root / name, root / f"{name}-txt")
 
 
@@ -112,9 +112,10 @@ def test_interrupted_and_resumed_in_threads_it_leaves_the_same_bytes(
     for row in found:
         assert torn[f"1/{row['key']}.txt"].decode() == row["caption"] + "\n"
         assert f"0/{row['attention']}" in torn
+        assert torn[f"1/{row['key']}"] == (photos / str(row["key"])).read_bytes()
     # Beside them two shards' rows and failures, and the summary.
     assert len(found) == 11
-    assert len(torn) == 2 * 11 + 5
+    assert len(torn) == 3 * 11 + 5
 
 
 @pytest.mark.slow
@@ -158,6 +159,10 @@ def test_a_directory_of_sidecars_belongs_to_its_output(tmp_path: Path) -> None:
         caption(photos, tmp_path / "other", sidecars=str(texts))
     with pytest.raises(InvalidInput, match="holds another job: sidecars is"):
         caption(photos, tmp_path / "out")
+    with pytest.raises(InvalidInput, match="holds another job: copies is null there, true now"):
+        caption(photos, tmp_path / "out", sidecars=str(texts), copies=True)
+    with pytest.raises(InvalidInput, match=r"^--copies: .* expected --sidecars DIR, too$"):
+        OutputSettings(copies=True)
 
 
 def test_what_a_killed_run_left_of_a_sidecar_is_removed(tmp_path: Path) -> None:
@@ -174,7 +179,7 @@ def test_what_a_killed_run_left_of_a_sidecar_is_removed(tmp_path: Path) -> None:
     os.utime(left, (0, 0))
     everything(tmp_path, "one")
     assert not scratch.exists()
-    assert len(list((tmp_path / "one-txt").iterdir())) == 2
+    assert len(list((tmp_path / "one-txt").iterdir())) == 2 * 2
 
 
 @pytest.mark.slow
