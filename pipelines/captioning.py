@@ -29,6 +29,7 @@ from pipelines.jobs import Item
 from pipelines.output_settings import JSON_LINES
 from pipelines.read_ahead import read_ahead
 from pipelines.reading import (
+    AHEAD_BYTES,
     BATCHES_AHEAD,
     Read,
     ReadImage,
@@ -36,6 +37,7 @@ from pipelines.reading import (
     known_failure,
     load_image,
     read_threads,
+    weight,
 )
 from pipelines.row_formats import Row, RowFormat
 from pipelines.same_bytes import Duplicates, Remembered
@@ -160,6 +162,8 @@ class CaptionShard:
                 threads=threads,
                 ahead=ahead,
                 known_failure=partial(known_failure, fetcher),
+                weigh=weight,
+                most=AHEAD_BYTES,
             )
             ask = partial(_ask, client, settings)
             cut = batches(duplicates.once(images), settings.batch_size)

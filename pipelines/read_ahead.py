@@ -1,5 +1,6 @@
 """Ordered look-ahead: the next batch is read and decoded while the model works on this one."""
 
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,10 +20,13 @@ def read_ahead(
     threads: int,
     ahead: int,
     known_failure: Callable[[Item], ItemFailure | None] = lambda _: None,
+    weigh: Callable[[Loaded], int] = lambda _: 0,
+    most: int = 0,
 ) -> Generator[tuple[Item, Loaded | ItemFailure], None, None]:
     """Load items in threads, at most `ahead` of them before they are asked for.
 
-    Memory is bounded by `ahead` loaded items, whatever the number of items.
+    Memory is bounded by `ahead` loaded items, whatever the number of items, and where they are
+    weighed, by `most` and the weight of one for each thread.
 
     Args:
       items: what to load.
@@ -32,26 +36,83 @@ def read_ahead(
       ahead: items in flight or loaded and waiting.
       known_failure: an item's failure where it is known without work, which needs no thread then;
         to hand an item to a thread and back takes longer than many a failure.
+      weigh: what a loaded item weighs, in bytes for one; called in its thread.
+      most: weight of the items that are loaded and wait, above which no thread begins another one
+        but that which is needed next.
 
     Yields:
       (item, what load returned or the failure it raised), in the order of `items`.
     """
+    room = _Room(most)
+
+    def loaded(number: int, item: Item) -> Loaded | ItemFailure:
+        room.wait(number)
+        try:
+            result = load(item)
+        except ItemFailure as failure:
+            return failure
+        room.take(weigh(result))
+        return result
+
     with ThreadPoolExecutor(threads, thread_name_prefix="read-ahead") as pool:
         pending: deque[tuple[Item, Future[Loaded | ItemFailure]]] = deque()
+
+        def first() -> tuple[Item, Loaded | ItemFailure]:
+            item, future = pending.popleft()
+            result = future.result()
+            room.hand_out(0 if isinstance(result, ItemFailure) else weigh(result))
+            return item, result
+
         try:
-            for item in items:
+            for number, item in enumerate(items):
                 failure = known_failure(item)
-                future = pool.submit(_capture, load, item) if failure is None else _done(failure)
-                pending.append((item, future))
+                pending.append(
+                    (item, pool.submit(loaded, number, item) if failure is None else _done(failure))
+                )
                 if len(pending) > ahead:
-                    first, future = pending.popleft()
-                    yield first, future.result()
+                    yield first()
             while pending:
-                first, future = pending.popleft()
-                yield first, future.result()
+                yield first()
         finally:
             for _, future in pending:
                 future.cancel()
+            room.end()
+
+
+class _Room:
+    """For loaded items: some weight, and always the one that is handed out next.
+
+    Items are begun in order, so that one that waits for room never keeps those before it waiting.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._held, self._next, self._is_over = most, 0, 0, False
+        self._changed = threading.Condition()
+
+    def wait(self, number: int) -> None:
+        """Wait until an item of this number may be loaded."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._held <= self._most or number <= self._next or self._is_over
+            )
+
+    def take(self, weight: int) -> None:
+        """Keep an item."""
+        with self._changed:
+            self._held += weight
+
+    def hand_out(self, weight: int) -> None:
+        """Give up the next one."""
+        with self._changed:
+            self._held -= weight
+            self._next += 1
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """Nobody waits any more."""
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
 
 
 def batches(
@@ -80,10 +141,3 @@ def _done(failure: ItemFailure) -> Future[Any]:
     future: Future[Any] = Future()
     future.set_result(failure)
     return future
-
-
-def _capture(load: Callable[[Item], Loaded], item: Item) -> Loaded | ItemFailure:
-    try:
-        return load(item)
-    except ItemFailure as failure:
-        return failure

@@ -1,6 +1,8 @@
 """Reads the images of a bulk shard, from wherever they are, and cuts them into batches."""
 
 import hashlib
+import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -16,6 +18,12 @@ from pipelines.jobs import Item
 _READ_THREADS = 16
 # Batches that are read or waiting while one is in the model.
 BATCHES_AHEAD = 2
+# Photographs are far below it; 32 of the largest files that are read are a gigabyte.
+BATCH_BYTES = 64 * 2**20
+# Of images that are read and wait.
+AHEAD_BYTES = 2 * BATCH_BYTES
+# Reading waits for disks and hosts, decoding for cores, and holds up to 0.3 GB of pixels.
+_DECODES = threading.BoundedSemaphore(2 * (os.cpu_count() or 1))
 
 
 @dataclass(frozen=True)
@@ -63,20 +71,33 @@ def known_failure(fetcher: Fetcher, item: Item) -> ItemFailure | None:
 def load_image(fetcher: Fetcher, decode: Decode, item: Item, *, keep: bool = False) -> ReadImage:
     """Read and canonicalise one item; raises ItemFailure."""
     data = read_original(fetcher, item)
-    image = decode(data)
+    with _DECODES:
+        image = decode(data)
     sha256, original = hashlib.sha256(data).hexdigest(), data if keep else None
     return ReadImage(sha256, image.width, image.height, image.data, original)
 
 
+def weight(read: Read) -> int:
+    """Bytes that an image holds in memory, without its fields."""
+    if isinstance(read, ItemFailure):
+        return 0
+    kept = {id(data): len(data) for data in (read.data, read.original) if data is not None}
+    return sum(kept.values())
+
+
 def batches(images: Iterable[tuple[Item, Read]], size: int) -> Iterator[list[tuple[Item, Read]]]:
-    """Lists with so many images to send each, the last with fewer; the others go along."""
+    """Lists with so many images to send each, fewer where they are large; the others go along.
+
+    Where a batch ends, the images' sizes and places in the shard alone decide.
+    """
     batch: list[tuple[Item, Read]] = []
-    sent = 0
+    sent = held = 0
     for item, read in images:
         batch.append((item, read))
         sent += isinstance(read, ReadImage) and read.data is not None
-        if sent == size:
+        held += weight(read)
+        if sent == size or held >= BATCH_BYTES:
             yield batch
-            batch, sent = [], 0
+            batch, sent, held = [], 0, 0
     if batch:
         yield batch

@@ -247,6 +247,20 @@ def test_images_of_the_same_bytes_are_sent_once_and_each_has_its_row(tmp_path: P
     assert (len(good), sum(World.batches)) == (8, 5)
 
 
+def test_large_images_go_in_batches_of_fewer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = items_of(write_photos(tmp_path / "in", 7))
+    apart = caption(items, tmp_path)
+    assert World.batches == [BATCH] * (7 // BATCH) + [7 % BATCH] * (7 % BATCH > 0)
+    World.reset()
+    size = max(len(Path(item["source"]).read_bytes()) for item in items)
+    monkeypatch.setattr("pipelines.reading.BATCH_BYTES", size + 1)
+    few = caption(items, tmp_path)
+    assert World.batches == [2, 2, 2, 1]
+    assert few.rows == apart.rows
+
+
 def test_a_later_shard_of_the_process_asks_about_known_bytes_no_more(tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "in", 5, poison=[2])
     items = items_of(photos)

@@ -4,7 +4,7 @@ from itertools import chain
 import pytest
 
 from model.errors import ItemFailure, Reason
-from pipelines.read_ahead import batches, read_ahead
+from pipelines.read_ahead import _Room, batches, read_ahead
 
 
 def test_order_is_kept_whatever_finishes_first() -> None:
@@ -96,3 +96,56 @@ def test_what_is_known_to_fail_needs_no_thread_and_keeps_its_place() -> None:
     found = list(read_ahead(range(7), load, threads=1, ahead=3, known_failure=known))
     assert found == [(item, failure if item % 3 else item) for item in range(7)]
     assert loaded == [0, 3, 6]
+
+
+def test_large_items_are_handed_out_before_more_are_begun() -> None:
+    lock, held, most_held = threading.Lock(), 0, 0
+
+    def load(item: int) -> bytes:
+        nonlocal held, most_held
+        if item == 13:
+            raise ItemFailure(Reason.EMPTY, "0 bytes")
+        with lock:
+            held += 100
+            most_held = max(most_held, held)
+        return bytes(100)
+
+    taken = []
+    for item, _ in read_ahead(range(60), load, threads=3, ahead=50, weigh=len, most=350):
+        taken.append(item)
+        with lock:
+            held -= 100 * (item != 13)
+    assert taken == list(range(60))
+    # Four are more than 350. Each thread may have begun one more, and the next one is always begun.
+    assert 400 <= most_held <= 400 + 3 * 100 + 100
+
+
+def test_whoever_waits_for_room_goes_on_when_nobody_asks_any_more() -> None:
+    begun: list[int] = []
+
+    def load(item: int) -> bytes:
+        begun.append(item)
+        return bytes(100)
+
+    stream = read_ahead(range(60), load, threads=3, ahead=50, weigh=len, most=0)
+    assert next(stream)[0] == 0
+    stream.close()
+    assert len(begun) <= 6
+    # One that was at work meanwhile leaves no room, and one that comes late waits for none.
+    room = _Room(most=0)
+    room.end()
+    room.take(100)
+    room.wait(59)
+
+
+def test_small_items_are_loaded_as_far_ahead_as_ever() -> None:
+    loaded = [threading.Event() for _ in range(10)]
+
+    def load(item: int) -> bytes:
+        loaded[item].set()
+        return bytes(10)
+
+    stream = read_ahead(range(10), load, threads=1, ahead=5, weigh=len, most=1000)
+    next(stream)
+    assert all(event.wait(60) for event in loaded[:6])
+    stream.close()
