@@ -9,20 +9,22 @@ STAMP := $(VENV)/.installed
 PEERS := ovmsclient min_tfs_client pythie
 PEER_STAMPS := $(PEERS:%=.peers/%/.installed)
 
-.PHONY: demo test test-slow peers soak mutations check bench lock clean
+.PHONY: demo test test-slow peers peer-environments soak mutations check bench lock clean
 
 demo: $(STAMP)
 	$(BIN)/captionbeam demo --output $(OUTPUT)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not peers" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not peers" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Independent clients against our server, our client against an independent server.
 peers: $(STAMP) $(PEER_STAMPS)
 	CAPTIONBEAM_PEERS_REQUIRED=1 $(BIN)/python -m pytest -m peers tests/test_peers.py
+
+peer-environments: $(PEER_STAMPS)
 
 # Ten minutes of three times the requests that the local server can answer. Not part of CI.
 soak: $(STAMP)
