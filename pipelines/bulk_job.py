@@ -200,6 +200,7 @@ def _caption(
     from pipelines.captioning import CaptionShard
     from pipelines.job_plan import delete_old_specs
     from pipelines.ledger import WriteSummary, check_counted, is_complete, read_ledger
+    from pipelines.listing_job import delete_listings
     from pipelines.shards import hold_output, run_job
     from pipelines.sidecars import remove_scratch
 
@@ -216,6 +217,7 @@ def _caption(
                 counted = run_job(job, work, publish, beam_args)
                 check_counted(read_ledger(job), counted)
             delete_old_specs(job)
+            delete_listings(job)
             if settings.sidecars is not None:
                 remove_scratch(settings.sidecars)
             return read_ledger(job)

@@ -2,16 +2,16 @@
 
 Reading, fetching and decoding run ahead in threads while the model works on the batch before.
 A batch is cut by position in the shard and filled up, so a caption and its score never depend on
-the runner, on the number of workers, on an interruption or on what else a server is asked.
+the runner, on the number of workers, on an interruption or on what else a server is asked; the
+last digits of a score may where images of the same bytes are left out (pipelines/same_bytes).
 """
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeAlias
-
-from apache_beam.utils.shared import Shared
+from uuid import uuid4
 
 from model.errors import InvalidInput, ItemFailure, Reason
 from model.image_bytes import canonicalise
@@ -40,7 +40,7 @@ from pipelines.reading import (
     weight,
 )
 from pipelines.row_formats import Row, RowFormat
-from pipelines.same_bytes import Duplicates, Remembered
+from pipelines.same_bytes import Duplicates, remembered
 from pipelines.sink import Sink
 from serving import contract
 from serving.client import Client
@@ -103,13 +103,11 @@ class CaptionShard:
         """Keeps the settings."""
         self._clients, self._settings, self._decode = clients, settings, decode
         self._model: Client | None = None
-        self._shared = Shared()
-        self._remembered: Remembered | None = None
+        # Not Beam's Shared: of all that a process shares it keeps alive what was asked for last.
+        self._token = uuid4().hex
 
     def setup(self) -> None:
-        """Loads no model yet: a shard all of whose rows are kept needs none."""
-        if self._settings.dedupe:
-            self._remembered = self._shared.acquire(Remembered)
+        """Loads nothing yet: a shard all of whose rows are kept needs no model."""
 
     def process(self, items: Sequence[Item], sink: Sink) -> None:
         """Captions a shard; what an earlier run captioned stays.
@@ -134,7 +132,7 @@ class CaptionShard:
             rows.finish()
 
     def _caption_all(self, rows: RowSink, companions: Companions, decode: Decode) -> None:
-        duplicates = Duplicates(self._remembered)
+        duplicates = Duplicates(remembered(self._token) if self._settings.dedupe else None)
         with closing(self._answered(rows.waiting, decode, duplicates)) as answered:
             for item, read, answer in answered:
                 if isinstance(read, ItemFailure):
@@ -145,6 +143,7 @@ class CaptionShard:
                     rows.fail(item, outcome)
                 else:
                     rows.write(self._row(item, read, outcome, companions))
+        duplicates.remember()
 
     def _answered(
         self, items: Sequence[Item], decode: Decode, duplicates: Duplicates
@@ -155,22 +154,24 @@ class CaptionShard:
         load = partial(load_image, fetcher, decode, keep=settings.copies)
         ahead = settings.batch_size * BATCHES_AHEAD
         threads = read_threads(items, settings.batch_size)
-        with self._client() as client:
-            images: Iterable[tuple[Item, Read]] = read_ahead(
-                items,
-                load,
-                threads=threads,
-                ahead=ahead,
-                known_failure=partial(known_failure, fetcher),
-                weigh=weight,
-                most=AHEAD_BYTES,
-            )
+        images = read_ahead(
+            items,
+            load,
+            threads=threads,
+            ahead=ahead,
+            known_failure=partial(known_failure, fetcher),
+            weigh=weight,
+            most=AHEAD_BYTES,
+        )
+        # Closed whatever happens: threads that wait for room would outlive the process' last line.
+        with self._client() as client, closing(images):
             ask = partial(_ask, client, settings)
             cut = batches(duplicates.once(images), settings.batch_size)
-            for _, answered in read_ahead(cut, ask, threads=_CALLS, ahead=_CALLS):
-                if isinstance(answered, ItemFailure):
-                    raise answered
-                yield from answered
+            with closing(read_ahead(cut, ask, threads=_CALLS, ahead=_CALLS)) as asked:
+                for _, answered in asked:
+                    if isinstance(answered, ItemFailure):
+                        raise answered
+                    yield from answered
         # Every answer tells its version to `_row`, except those of a server that never does.
         with self._client():
             pass

@@ -21,7 +21,7 @@ SIDECAR_SUFFIX, _STRIP_SUFFIX = ".txt", ".png"
 SCRATCH_DIR = ".captionbeam"
 # A bucket takes a tenth of a second for each.
 _THREADS = 8
-_MOST_WAITING = 4 * _THREADS
+_MOST_WAITING, _MOST_BYTES_WAITING = 4 * _THREADS, 64 * 2**20
 
 
 class Companions:
@@ -44,7 +44,8 @@ class Companions:
     ) -> None:
         self._job, self._sidecars, self._copies, self._strips = job, sidecars, copies, strips
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="companions")
-        self._waiting: deque[Future[None]] = deque()
+        self._waiting: deque[tuple[Future[None], int]] = deque()
+        self._bytes_waiting = 0
 
     def __enter__(self) -> Self:
         """The companions themselves."""
@@ -74,7 +75,7 @@ class Companions:
         """Write a key's strip; raises what an earlier one could not be written for."""
         output = self._job.output
         path, scratch = self._job.path(self.strip_of(key)), self._job.path(WORK_DIR, ATTENTION_DIR)
-        self._submit(partial(_write, output, path, png, scratch))
+        self._submit(partial(_write, output, path, png, scratch), len(png))
 
     def write_sidecar(self, key: str, caption: str) -> None:
         """Write a key's caption where there are sidecars; raises as `write_strip`."""
@@ -93,7 +94,7 @@ class Companions:
           InvalidInput: one cannot be written or removed.
         """
         while self._waiting:
-            self._waiting.popleft().result()
+            self._wait_for_first()
         for key in gone:
             if self._strips:
                 _delete(self._job.output, self._job.path(self.strip_of(key)))
@@ -111,12 +112,18 @@ class Companions:
         return f"{self._sidecars}/{copy_of(key, SIDECAR_SUFFIX)}"
 
     def _write_to(self, sidecars: str, path: str, data: bytes) -> None:
-        self._submit(partial(_write, sidecars, path, data, f"{sidecars}/{SCRATCH_DIR}"))
+        self._submit(partial(_write, sidecars, path, data, f"{sidecars}/{SCRATCH_DIR}"), len(data))
 
-    def _submit(self, write: partial[None]) -> None:
-        self._waiting.append(self._pool.submit(write))
-        if len(self._waiting) > _MOST_WAITING:
-            self._waiting.popleft().result()
+    def _submit(self, write: partial[None], size: int) -> None:
+        self._waiting.append((self._pool.submit(write), size))
+        self._bytes_waiting += size
+        while len(self._waiting) > _MOST_WAITING or self._bytes_waiting > _MOST_BYTES_WAITING:
+            self._wait_for_first()
+
+    def _wait_for_first(self) -> None:
+        future, size = self._waiting.popleft()
+        self._bytes_waiting -= size
+        future.result()
 
 
 def _write(directory: str, path: str, data: bytes, scratch: str) -> None:

@@ -140,8 +140,11 @@ def _matches(pattern: str, skipped: Counter[str], elsewhere: Elsewhere | None) -
     after = "/".join(dropwhile("**".__eq__, parts[place:])) or "*"
     passed: Counter[str] = Counter()
     for top in glob.iglob(before) if before else [""]:  # noqa: PTH207
-        for directory in _directories(top, _Nodes(wants_files=False), passed, elsewhere):
-            found = os.path.join(directory.path or "", "")  # noqa: PTH118
+        nodes = _Nodes(wants_files=False)
+        # All of them first: another `**` may need the workers, too.
+        below = [listed.path or "" for listed in _directories(top, nodes, passed, elsewhere)]
+        for directory in below:
+            found = os.path.join(directory, "")  # noqa: PTH118
             yield from _matches(glob.escape(found) + after, skipped, elsewhere)
     # All else that it counts is the pattern's to choose.
     if seen_before := passed["directory_seen_before"]:

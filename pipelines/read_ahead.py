@@ -3,7 +3,7 @@
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -46,7 +46,8 @@ def read_ahead(
     room = _Room(most)
 
     def loaded(number: int, item: Item) -> Loaded | ItemFailure:
-        room.wait(number)
+        if not room.wait(number):
+            raise CancelledError
         try:
             result = load(item)
         except ItemFailure as failure:
@@ -59,7 +60,11 @@ def read_ahead(
 
         def first() -> tuple[Item, Loaded | ItemFailure]:
             item, future = pending.popleft()
-            result = future.result()
+            try:
+                result = future.result()
+            finally:
+                # An error that it holds would hold this frame, and so what waits here, for good.
+                del future
             room.hand_out(0 if isinstance(result, ItemFailure) else weigh(result))
             return item, result
 
@@ -89,12 +94,13 @@ class _Room:
         self._most, self._held, self._next, self._is_over = most, 0, 0, False
         self._changed = threading.Condition()
 
-    def wait(self, number: int) -> None:
-        """Wait until an item of this number may be loaded."""
+    def wait(self, number: int) -> bool:
+        """Wait until an item of this number may be loaded; False when none is any more."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._held <= self._most or number <= self._next or self._is_over
             )
+            return not self._is_over
 
     def take(self, weight: int) -> None:
         """Keep an item."""

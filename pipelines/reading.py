@@ -88,7 +88,8 @@ def weight(read: Read) -> int:
 def batches(images: Iterable[tuple[Item, Read]], size: int) -> Iterator[list[tuple[Item, Read]]]:
     """Lists with so many images to send each, fewer where they are large; the others go along.
 
-    Where a batch ends, the images' sizes and places in the shard alone decide.
+    Where a batch ends, the images' sizes and places in the shard alone decide, and with --dedupe
+    what the process remembers.
     """
     batch: list[tuple[Item, Read]] = []
     sent = held = 0

@@ -32,7 +32,7 @@ _LOCAL_RUNNERS = (FnApiRunner, SwitchingDirectRunner, BundleBasedDirectRunner)
 _WORKER_THREADS = ("run_worker", "beam_control_read", "read_grpc_client_inputs")
 _WORKER_GONE = re.compile("Channel closed prematurely|Worker subprocess exited")
 # Known by its name, since importing it needs the extra `gcp`.
-_DATAFLOW = "DataflowRunner"
+_DATAFLOW, _DASK = "DataflowRunner", "DaskRunner"
 # Beam's own flag, which that runner alone heeds.
 DRY_RUN = "--dry_run=True"
 
@@ -146,6 +146,18 @@ def shares_process(beam_args: Sequence[str]) -> bool:
 def _ends_with_process(pipeline: beam.Pipeline) -> bool:
     # DaskRunner derives from one of them, and its workers may be anywhere.
     return type(pipeline.runner) in _LOCAL_RUNNERS
+
+
+def spread_thinly(beam_args: Sequence[str]) -> tuple[str, ...]:
+    """The flags, with which few elements are spread over all workers of any runner.
+
+    Dask's Create puts 128 elements into a partition, for one worker, unless it is told otherwise.
+    """
+    flag = "--dask_partition_size"
+    is_said = any(argument.partition("=")[0] == flag for argument in beam_args)
+    if is_said or type(make_pipeline(beam_args).runner).__name__ != _DASK:
+        return tuple(beam_args)
+    return (*beam_args, f"{flag}=1")
 
 
 def runner_error(pipeline: beam.Pipeline, error: Exception) -> CaptionbeamError | None:

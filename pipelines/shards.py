@@ -174,7 +174,11 @@ def run_job(
     """
     with write_errors(job.output):
         _delete_temporary_files(job)
-    result = _run_again(job, partial(_run, job, work, publish, beam_args))
+    result = run_again(
+        job,
+        partial(_run, job, work, publish, beam_args),
+        lambda: len(storage.match(job.done_path("*"))),
+    )
     with write_errors(job.output):
         # Of a worker that was killed and whose shard another one made, and of a killed launch's
         # workers, which end when they find that they lost the lease.
@@ -187,20 +191,24 @@ def run_job(
     return counters.counted(result)
 
 
-def _run_again(job: Job, run: Callable[[], Any]) -> Any:
-    """What a run returns; where it loses a worker, of another one, as long as shards get done."""
+def run_again(job: Job, run: Callable[[], Any], count_finished: Callable[[], int]) -> Any:
+    """What a run returns; where it loses a worker, of another one, while more gets finished.
+
+    Raises:
+      WorkerLost: of three runs in a row none finished anything.
+    """
     launches = finished = 0
     while True:
         try:
             return run()
         except WorkerLost:
             with write_errors(job.output):
-                now = len(storage.match(job.done_path("*")))
+                now = count_finished()
             launches = 1 if now > finished else launches + 1
             finished = now
             if launches == _LAUNCHES:
                 raise
-            print("a worker process ended amid its work; its shard is begun again", file=sys.stderr)
+            print("a worker process ended amid its work, which is begun again", file=sys.stderr)
 
 
 def _run(

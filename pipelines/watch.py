@@ -85,11 +85,21 @@ class ShardProgress:
 def shown(job: Job) -> Iterator[None]:
     """Says how far a job is while the block runs it."""
     progress = ShardProgress(job)
+    try:
+        with refreshed(progress.refresh):
+            yield
+    finally:
+        progress.close()
+
+
+@contextmanager
+def refreshed(refresh: Callable[[], None]) -> Iterator[None]:
+    """Calls it again and again, in a thread, while the block runs."""
     ended = threading.Event()
 
     def watch() -> None:
         while not ended.wait(LIVE_INTERVAL_S):
-            progress.refresh()
+            refresh()
 
     watching = threading.Thread(target=watch, daemon=True, name="progress")
     watching.start()
@@ -98,4 +108,3 @@ def shown(job: Job) -> Iterator[None]:
     finally:
         ended.set()
         watching.join()
-        progress.close()

@@ -16,6 +16,7 @@ from tests.runner_fixtures import PATH, dask_cluster, dask_flags, local_flags
 from tests.serving_fixtures import running_server
 
 pytestmark = pytest.mark.slow
+LISTED = "a large input is listed by the workers"
 
 
 @pytest.fixture(autouse=True)
@@ -41,10 +42,16 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def caption(
-    root: Path, output: str, beam_args: tuple[str, ...] = (), server: str | None = None
+    root: Path,
+    output: str,
+    beam_args: tuple[str, ...] = (),
+    server: str | None = None,
+    *,
+    dedupe: bool = False,
 ) -> Mapping[str, bytes]:
     model = None if server else str(root / "models" / NAME)
-    config = BulkConfig(str(root / output), batch_size=32, shard_size=8, asked=Asked(nbest=2))
+    asked = Asked(nbest=2)
+    config = BulkConfig(str(root / output), batch_size=32, shard_size=8, asked=asked, dedupe=dedupe)
     clients = Clients(Target(model, server, NAME))
     ledger = caption_all(str(root / "in"), Columns(), clients, config, beam_args)
     assert (ledger.captioned, sum(ledger.failed.values())) == (32, 5)
@@ -64,14 +71,30 @@ def expected(root: Path) -> Mapping[str, bytes]:
     [("multi_threading", 4), ("multi_processing", 1), ("multi_processing", 4)],
 )
 def test_threads_and_processes_write_the_same_bytes(
-    root: Path, expected: Mapping[str, bytes], mode: str, workers: int
+    root: Path,
+    expected: Mapping[str, bytes],
+    mode: str,
+    workers: int,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     assert caption(root, f"{mode}-{workers}", local_flags(mode, workers)) == expected
+    # Threads of the launcher list nothing that it could not.
+    assert (LISTED in capfd.readouterr().err) is (mode == "multi_processing")
 
 
-def test_dask_writes_the_same_bytes(root: Path, expected: Mapping[str, bytes]) -> None:
+def test_dask_writes_the_same_bytes(
+    root: Path, expected: Mapping[str, bytes], capfd: pytest.CaptureFixture[str]
+) -> None:
     with dask_cluster() as cluster:
         assert caption(root, "dask", dask_flags(cluster)) == expected
+    assert LISTED in capfd.readouterr().err
+
+
+def test_images_of_the_same_bytes_have_the_same_rows_anywhere(
+    root: Path, expected: Mapping[str, bytes]
+) -> None:
+    for name, flags in (("once", ()), ("once-2", local_flags("multi_processing", 2))):
+        assert caption(root, name, flags, dedupe=True) == expected
 
 
 def test_the_server_gives_the_same_bytes(root: Path, expected: Mapping[str, bytes]) -> None:

@@ -5,6 +5,8 @@ import json
 import math
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -191,6 +193,39 @@ def test_a_server_that_goes_away_ends_the_shard(tmp_path: Path) -> None:
     World.unavailable_after = 1
     with pytest.raises(ServerUnavailable):
         caption(items_of(write_photos(tmp_path, 10)), tmp_path)
+
+
+def test_images_that_wait_for_room_do_not_keep_a_process_whose_server_went_away(
+    tmp_path: Path,
+) -> None:
+    """In a process of its own, which would not end while a thread waits."""
+    photos = write_photos(tmp_path / "in", 60)
+    script = """
+import sys
+from pathlib import Path
+from pipelines import captioning
+from serving.errors import ServerUnavailable
+from tests.bulk_fixtures import World
+from tests.test_pipelines_captioning import caption, items_of
+
+captioning.AHEAD_BYTES = 1
+World.unavailable_after = 1
+try:
+    caption(items_of(Path(sys.argv[1])), Path(sys.argv[2]))
+except ServerUnavailable:
+    # As a command ends, without a look at what is left.
+    raise SystemExit(7)
+"""
+    command = [sys.executable, "-c", script, str(photos), str(tmp_path)]
+    ended = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        cwd=Path(__file__).parents[1],
+    )
+    assert ended.returncode == 7, ended.stderr
 
 
 @pytest.mark.parametrize(

@@ -152,4 +152,4 @@ def test_a_crash_costs_a_worker_process_and_not_the_job(
     ]
     assert sorted(failure["key"] for failure in failures) == poison
     assert all("ended the process" in failure["message"] for failure in failures)
-    assert "its shard is begun again" in capfd.readouterr().err
+    assert "ended amid its work, which is begun again" in capfd.readouterr().err

@@ -12,10 +12,18 @@ from typing import Any, ClassVar
 
 import pytest
 
-from model.errors import InvalidInput
+from model.errors import CheckFailed, InvalidInput
 from pipelines import storage
 from pipelines.bulk_job import BulkConfig, new_job
-from pipelines.listing_job import LISTING_DIR, ListBranches, ListingJob, listing_job
+from pipelines.listing_job import (
+    LISTING_DIR,
+    ListBranches,
+    ListingJob,
+    WriteIndex,
+    _Files,
+    listing_job,
+)
+from pipelines.runner import WorkerLost, spread_thinly
 from pipelines.shards import hold_output
 from pipelines.sources import Sources
 from pipelines.tree_walk import Branch, Listed, Walk, walk
@@ -73,7 +81,11 @@ def make_tree(root: Path, seed: int) -> Path:
 def test_workers_find_what_one_process_finds_in_the_same_order(tmp_path: Path, seed: int) -> None:
     tree = make_tree(tmp_path, seed)
     lists = elsewhere(tmp_path / "out")
-    for inputs in ([str(tree)], [f"{tree}/**/*.jpg"], [f"{tree}/d0", str(tmp_path / "outside")]):
+    all_inputs = [[str(tree)], [f"{tree}/**/*.jpg"], [f"{tree}/d0", str(tmp_path / "outside")]]
+    if seed == 0:
+        # Of two that need the workers, one is done before the other begins.
+        all_inputs.append([f"{tree}/**/d1*/**/*.jpg"])
+    for inputs in all_inputs:
         there, skipped = listed(inputs)
         assert (there, skipped) == listed(inputs, lists)
     assert len(listed([str(tree)])[0]) > 50
@@ -140,6 +152,16 @@ class Noted:
         return Listed([{"key": str(node)}], {}, below)
 
 
+class Refusing(Noted):
+    """A hundred numbers next to each other, of which one cannot be listed."""
+
+    def _list(self, node: Any) -> Listed:
+        super()._list(node)
+        if node == 50:
+            raise InvalidInput("50: cannot be listed (gone)")
+        return Listed([{"key": node}], {}, [])
+
+
 def noted(path: Path) -> list[tuple[int, int]]:
     lines = path.read_text(encoding="utf-8").splitlines()
     return [(int(pid), int(node)) for pid, node in map(str.split, lines)]
@@ -166,20 +188,8 @@ def test_the_launcher_lists_the_beginning_and_the_processes_share_the_rest(
 
 
 def test_a_directory_that_cannot_be_listed_is_named_after_what_comes_before(tmp_path: Path) -> None:
-    @dataclass(frozen=True)
-    class Refusing:
-        weight: ClassVar[int] = 1
-
-        def opened(self) -> Callable[[Any], Listed]:
-            def expand(node: Any) -> Listed:
-                if node == 50:
-                    raise InvalidInput("50: cannot be listed (gone)")
-                return Listed([{"key": node}], {}, [])
-
-            return expand
-
     before: list[int] = []
-    found = walk(range(100), Refusing(), elsewhere(tmp_path / "out"))
+    found = walk(range(100), Refusing(str(tmp_path / "notes")), elsewhere(tmp_path / "out"))
     with pytest.raises(InvalidInput, match=r"^50: cannot be listed \(gone\)$"):
         before.extend(item["key"] for each in found for item in each.items)
     assert before == list(range(50))
@@ -202,6 +212,67 @@ def test_what_an_engine_gave_up_is_not_counted(tmp_path: Path) -> None:
     assert [each.items for each in found] == [each.items for each in expected]
 
 
+@pytest.mark.parametrize("times", [0, 2])
+def test_a_runner_that_loses_or_repeats_elements_is_found_out(
+    times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes, process = Noted(str(tmp_path / "notes")), ListBranches.process
+
+    def careless(self: ListBranches, stretch: Any) -> Iterator[Any]:
+        for made in process(self, stretch):
+            # One that was left when another one was listed, in a middle round.
+            yield from [made] * (times if made.place == (2, 1) and made.left is None else 1)
+
+    monkeypatch.setattr(ListBranches, "process", careless)
+    with pytest.raises(CheckFailed, match=r"out: the runner brought \d+ lists of inputs, expected"):
+        list(walk([0], nodes, elsewhere(tmp_path / "out")))
+
+
+def test_a_worker_that_is_lost_costs_another_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nodes, run, runs = Noted(str(tmp_path / "notes")), ListingJob._run, []
+
+    def losing(self: ListingJob, *args: Any) -> None:
+        run(self, *args)
+        runs.append(args)
+        if len(runs) < 3:
+            raise WorkerLost("a worker process ended")
+
+    monkeypatch.setattr(ListingJob, "_run", losing)
+    assert len(list(walk([0], nodes, elsewhere(tmp_path / "out")))) == 400
+    assert capsys.readouterr().err.count("which is begun again") == 2
+
+
+def test_a_launch_that_was_taken_over_writes_into_nobodys_listing(tmp_path: Path) -> None:
+    job = new_job(BulkConfig(str(tmp_path / "out")))
+    nodes = Noted(str(tmp_path / "notes"))
+    with hold_output(job, ()) as first:
+        pass
+    old = _Files(first)
+    with hold_output(job, ()) as held:
+        files = _Files(held)
+        groups = files.write_groups((), [Branch(0, 0)], 1)
+        with pytest.raises(RuntimeError):
+            list(ListBranches(old, nodes, None).process(groups[0]))
+        with pytest.raises(RuntimeError):
+            list(WriteIndex(old, 1).process([]))
+        assert [made.left for made in ListBranches(files, nodes, None).process(groups[0])] == [0]
+        old.delete()
+        assert storage.exists(groups[0].path)
+        files.delete()
+        with pytest.raises(RuntimeError) as caught:
+            list(ListBranches(files, nodes, None).process(groups[0]))
+        assert "gone while the inputs are listed" in str(caught.value.__cause__)
+
+
+def test_dask_spreads_few_groups_over_all_workers() -> None:
+    dask = "--runner=apache_beam.runners.dask.dask_runner.DaskRunner"
+    assert spread_thinly([dask]) == (dask, "--dask_partition_size=1")
+    assert spread_thinly([dask, "--dask_partition_size=9"]) == (dask, "--dask_partition_size=9")
+    assert spread_thinly(["--direct_num_workers=2"]) == ("--direct_num_workers=2",)
+
+
 def test_another_launch_is_refused_and_a_killed_ones_files_are_removed(tmp_path: Path) -> None:
     nodes, lists = Noted(str(tmp_path / "notes")), elsewhere(tmp_path / "out")
     with hold_output(lists.job, ()), pytest.raises(InvalidInput, match="another launch"):
@@ -218,7 +289,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise OSError(28, "No space left on device")
 
     lists = elsewhere(tmp_path / "out")
-    monkeypatch.setattr(ListBranches, "_rows", refuse)
+    monkeypatch.setattr(ListBranches, "_write", refuse)
     with pytest.raises(InvalidInput, match=r"out: cannot be written or read \(.*No space left"):
         list(walk([0], Noted(str(tmp_path / "notes")), lists))
 

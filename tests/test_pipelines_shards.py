@@ -411,7 +411,9 @@ def test_a_lost_worker_begins_its_shard_again_twice_at_most(
         run_job(job, *made, ())
         assert json.loads((tmp_path / "published").read_text()) == [["a", 1, {}]]
     assert len(calls) == min(lost + 1, 3)
-    assert capsys.readouterr().err.count("its shard is begun again") == min(lost, 2)
+    assert capsys.readouterr().err.count("ended amid its work, which is begun again") == min(
+        lost, 2
+    )
 
 
 def test_a_forked_worker_is_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
