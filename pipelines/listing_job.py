@@ -10,6 +10,7 @@ up may leave others.
 """
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -134,6 +135,7 @@ class ListingJob:
           InvalidInput: as listing a node does, in its place; OUTPUT cannot be written or read, or
             another launch holds it.
         """
+        print("a large input: the workers list what is left of it", file=sys.stderr)
         with hold_output(self.job, self.beam_args) as job:
             delete_listings(job)
             files = _Files(replace(job, specs=()))
@@ -266,7 +268,7 @@ class WriteIndex(FileDoFn):
 @contextmanager
 def _shown(files: _Files) -> Iterator[None]:
     """Say what is listed while the block runs."""
-    line = Progress("a large input is listed by the workers", None, "lists")
+    line = Progress("listing", None, "lists")
     looked_s = -_LOOK_EVERY_S
     done = 0
 

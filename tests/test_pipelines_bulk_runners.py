@@ -16,7 +16,7 @@ from tests.runner_fixtures import PATH, dask_cluster, dask_flags, local_flags
 from tests.serving_fixtures import running_server
 
 pytestmark = pytest.mark.slow
-LISTED = "a large input is listed by the workers"
+LISTED = "a large input: the workers list what is left of it"
 
 
 @pytest.fixture(autouse=True)
