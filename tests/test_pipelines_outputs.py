@@ -193,7 +193,7 @@ def test_a_bucket_takes_rows_sidecars_and_strips(
     expected = everything(tmp_path, "disk")
     with s3_bucket() if cloud == "s3" else gcs_bucket(monkeypatch) as bucket:
         config = replace(SMALL, output=f"{bucket.url}/out", asked=Asked(explain=True))
-        outputs = OutputSettings(format="parquet", sidecars=f"{bucket.url}/txt")
+        outputs = OutputSettings("parquet", f"{bucket.url}/txt", copies=True)
         clients = Clients(Target("models/fake", None, NAME), connect_fake)
         caption_all(str(photos), Columns(), clients, replace(config, outputs=outputs), bucket.flags)
         found = {
