@@ -132,7 +132,8 @@ def listed(
         check_apart(where, config.output)
     if (sidecars := _sidecars(config)) is not None:
         check_directory(sidecars, new_job(config), list(inputs))
-    taken = Taken(Sources(inputs, columns, elsewhere), config.limit, config.sample)
+    own = [config.output, *([] if sidecars is None else [sidecars])]
+    taken = Taken(Sources(inputs, columns, elsewhere, own), config.limit, config.sample)
     with Partition(taken) as images:
         if config.outputs.coco_results:
             check_coco_ids(images)

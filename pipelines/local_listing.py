@@ -4,7 +4,7 @@ import glob
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from dataclasses import dataclass
 from itertools import dropwhile
 from pathlib import Path
@@ -17,6 +17,8 @@ from pipelines.tree_walk import Elsewhere, Listed, walk
 
 # Files whose state is asked for in one go.
 _AT_ONCE = 1000
+# What `skipped` calls directories of the job's own results.
+_OWN = "own_results"
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,10 @@ class _Nodes:
 
 
 def list_directory(
-    top: str, skipped: Counter[str], elsewhere: Elsewhere | None = None
+    top: str,
+    skipped: Counter[str],
+    elsewhere: Elsewhere | None = None,
+    own: Collection[str] = (),
 ) -> Iterator[Found]:
     """Every image of a tree, each directory once, however many links lead to it.
 
@@ -75,6 +80,7 @@ def list_directory(
       top: the directory; keys are relative to it.
       skipped: counts what is passed over, by kind.
       elsewhere: as of tree_walk.walk.
+      own: directories to which links may lead and whose files are no inputs; without links.
 
     Raises:
       InvalidInput: a directory cannot be listed.
@@ -82,12 +88,15 @@ def list_directory(
     # `.` is no part of a path that others shall read.
     top = "" if (top := str(Path(top))) == "." else top
     nodes = _Nodes(start=len(top.rstrip("/")) + bool(top))
-    for listed in _directories(top, nodes, skipped, elsewhere):
+    for listed in _directories(top, nodes, skipped, elsewhere, own):
         yield from map(Found, listed.items)
 
 
 def list_glob(
-    pattern: str, skipped: Counter[str], elsewhere: Elsewhere | None = None
+    pattern: str,
+    skipped: Counter[str],
+    elsewhere: Elsewhere | None = None,
+    own: Collection[str] = (),
 ) -> Iterator[Found]:
     """Every file that matches, whatever its suffix; the key is its path.
 
@@ -95,11 +104,12 @@ def list_glob(
       pattern: as of `glob`; `**` is every directory once, however many links lead to it.
       skipped: counts what is passed over, by kind.
       elsewhere: as of tree_walk.walk.
+      own: as of list_directory.
 
     Raises:
       InvalidInput: a directory that `**` stands for cannot be listed.
     """
-    paths = sorted(set(_matches(pattern, skipped, elsewhere)))
+    paths = sorted(set(_matches(pattern, skipped, elsewhere, own)))
     files = (["", chunk] for chunk in batches(paths, _AT_ONCE))
     for listed in walk(files, _Nodes(of_glob=True), elsewhere):
         skipped.update(listed.skipped)
@@ -128,7 +138,9 @@ def _status(path: str) -> os.stat_result | None:
         return None
 
 
-def _matches(pattern: str, skipped: Counter[str], elsewhere: Elsewhere | None) -> Iterator[str]:
+def _matches(
+    pattern: str, skipped: Counter[str], elsewhere: Elsewhere | None, own: Collection[str]
+) -> Iterator[str]:
     """What `glob` finds, which alone would follow links that lead back without end."""
     parts = pattern.split("/")
     if "**" not in parts:
@@ -142,22 +154,30 @@ def _matches(pattern: str, skipped: Counter[str], elsewhere: Elsewhere | None) -
     for top in glob.iglob(before) if before else [""]:  # noqa: PTH207
         nodes = _Nodes(wants_files=False)
         # All of them first: another `**` may need the workers, too.
-        below = [listed.path or "" for listed in _directories(top, nodes, passed, elsewhere)]
+        below = [listed.path or "" for listed in _directories(top, nodes, passed, elsewhere, own)]
         for directory in below:
             found = os.path.join(directory, "")  # noqa: PTH118
-            yield from _matches(glob.escape(found) + after, skipped, elsewhere)
+            yield from _matches(glob.escape(found) + after, skipped, elsewhere, own)
     # All else that it counts is the pattern's to choose.
-    if seen_before := passed["directory_seen_before"]:
-        skipped["directory_seen_before"] += seen_before
+    for kind in ("directory_seen_before", _OWN):
+        if passed[kind]:
+            skipped[kind] += passed[kind]
 
 
 def _directories(
-    top: str, nodes: _Nodes, skipped: Counter[str], elsewhere: Elsewhere | None
+    top: str,
+    nodes: _Nodes,
+    skipped: Counter[str],
+    elsewhere: Elsewhere | None,
+    own: Collection[str],
 ) -> Generator[Listed]:
     """What a tree holds, in an order that threads do not change."""
     seen: set[str] = set()
 
     def admit(listed: Listed) -> bool:
+        if listed.real in own:
+            skipped[_OWN] += 1
+            return False
         if listed.real is not None and listed.real in seen:
             skipped["directory_seen_before"] += 1
             return False

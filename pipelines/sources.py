@@ -19,7 +19,7 @@ missing.
 
 import glob
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -59,6 +59,7 @@ class Sources:
         inputs: Sequence[str],
         columns: Columns | None = None,
         elsewhere: Elsewhere | None = None,
+        own: Sequence[str] = (),
     ) -> None:
         """Looks at what each input is.
 
@@ -66,6 +67,7 @@ class Sources:
           inputs: directories, globs, tars or manifests.
           columns: where a manifest keeps what.
           elsewhere: lists what is left of a large tree; None where this process lists all.
+          own: directories of the job's results, which are no inputs though links may lead there.
 
         Raises:
           InvalidInput: one is not there or of no known kind, or comes twice.
@@ -73,7 +75,9 @@ class Sources:
         for where, times in Counter(inputs).items():
             if times > 1:
                 raise InvalidInput(f"--input {where} {where}: the same input twice; give it once")
-        self._inputs = [_look_at(where, columns or Columns(), elsewhere) for where in inputs]
+        real = {str(Path(path).resolve()) for path in own if scheme(path) is None}
+        columns = columns or Columns()
+        self._inputs = [_look_at(where, columns, elsewhere, real) for where in inputs]
         named = [known.where for known in self._inputs if known.has_own_keys]
         names = name_inputs(named) if len(self._inputs) > 1 else []
         self._names = dict(zip(named, map(encodable, names), strict=False))
@@ -103,14 +107,16 @@ def has_columns(where: str) -> bool:
     return bool(scheme(where)) or path.is_file() or not (path.is_dir() or glob.has_magic(where))
 
 
-def _look_at(where: str, columns: Columns, elsewhere: Elsewhere | None) -> _Input:
+def _look_at(
+    where: str, columns: Columns, elsewhere: Elsewhere | None, own: Collection[str]
+) -> _Input:
     path = Path(where)
     if scheme(where) in ("http", "https"):
         raise InvalidInput(f"{where}: a URL; {_EXPECTED} that lists URLs, or `captionbeam caption`")
     if scheme(where):
         return _look_at_bucket(where, columns, elsewhere)
     if path.is_dir():
-        return _Input(where, partial(list_directory, where, elsewhere=elsewhere), True)
+        return _Input(where, partial(list_directory, where, elsewhere=elsewhere, own=own), True)
     if path.is_file() and manifest_kind(where):
         return _Input(where, lambda _: read_manifest(where, columns), True)
     if path.exists():
@@ -121,7 +127,7 @@ def _look_at(where: str, columns: Columns, elsewhere: Elsewhere | None) -> _Inpu
         raise InvalidInput(f"{where}: a file of another kind; {_EXPECTED}")
     if not glob.has_magic(where):
         raise InvalidInput(f"{where}: no such file or directory; {_EXPECTED}")
-    listed = partial(list_glob, where, elsewhere=elsewhere)
+    listed = partial(list_glob, where, elsewhere=elsewhere, own=own)
     return _Input(where, partial(_members, listed, elsewhere) if is_tar(where) else listed, False)
 
 

@@ -165,6 +165,21 @@ def test_a_directory_of_sidecars_belongs_to_its_output(tmp_path: Path) -> None:
         OutputSettings(copies=True)
 
 
+@pytest.mark.parametrize("where", ["in", "in/**/*.png"])
+def test_results_to_which_a_link_leads_are_no_inputs(where: str, tmp_path: Path) -> None:
+    write_photos(tmp_path / "in", 2)
+    (tmp_path / "in" / "around").symlink_to(tmp_path)
+    (tmp_path / "beside").mkdir()
+    (tmp_path / "beside" / "b.png").write_bytes(photo(9))
+    config = replace(SMALL, asked=Asked(explain=True))
+    for _ in range(2):
+        ledger = caption(
+            tmp_path / where, tmp_path / "out", config, sidecars=str(tmp_path / "txt"), copies=True
+        )
+        assert ledger.captioned == 3
+    assert ledger.skipped["own_results"] == 2
+
+
 def test_what_a_killed_run_left_of_a_sidecar_is_removed(tmp_path: Path) -> None:
     scratch = tmp_path / "one-txt" / ".captionbeam"
     scratch.mkdir(parents=True)
