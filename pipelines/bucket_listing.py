@@ -20,7 +20,7 @@ from model.errors import InvalidInput
 from pipelines import storage
 from pipelines.buckets import os_errors
 from pipelines.listing import Found, is_image, make_item
-from pipelines.tree_walk import Elsewhere, Listed, walk
+from pipelines.tree_walk import Elsewhere, Listed, find
 
 
 class _Page(NamedTuple):
@@ -141,9 +141,7 @@ def _listed(wanted: _Wanted, skipped: Counter[str], elsewhere: Elsewhere | None)
         return
     if not bucket or bucket != _split(where)[1]:
         raise InvalidInput(f"{where}: no bucket in it, expected {scheme}://BUCKET/…")
-    for listed in walk([_Page(name)], wanted, elsewhere):
-        skipped.update(listed.skipped)
-        yield from map(Found, listed.items)
+    yield from find([_Page(name)], wanted, skipped, elsewhere)
 
 
 def _split(path: str) -> tuple[str, str, str]:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from model.errors import InvalidInput
 from pipelines.listing import Found, is_image, make_item
 from pipelines.read_ahead import batches
-from pipelines.tree_walk import Elsewhere, Listed, walk
+from pipelines.tree_walk import Elsewhere, Listed, find, walk
 
 # Files whose state is asked for in one go.
 _AT_ONCE = 1000
@@ -111,9 +111,7 @@ def list_glob(
     """
     paths = sorted(set(_matches(pattern, skipped, elsewhere, own)))
     files = (["", chunk] for chunk in batches(paths, _AT_ONCE))
-    for listed in walk(files, _Nodes(of_glob=True), elsewhere):
-        skipped.update(listed.skipped)
-        yield from map(Found, listed.items)
+    yield from find(files, _Nodes(of_glob=True), skipped, elsewhere)
 
 
 def list_file(path: str) -> Iterator[Found]:

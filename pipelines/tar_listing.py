@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from pipelines.image_files import DAMAGED, MISSING, TAR
 from pipelines.listing import STATE, Found, is_image, make_item
 from pipelines.tar_files import Member, cut_message, index_tar
-from pipelines.tree_walk import Elsewhere, Listed, walk
+from pipelines.tree_walk import Elsewhere, Listed, find
 
 
 class _Nodes:
@@ -39,9 +39,7 @@ def list_members(
     Raises:
       InvalidInput: a file that cannot be read, is no tar, or compressed.
     """
-    for listed in walk((found.item for found in tars), _Nodes(), elsewhere):
-        skipped.update(listed.skipped)
-        yield from map(Found, listed.items)
+    yield from find((found.item for found in tars), _Nodes(), skipped, elsewhere)
 
 
 def _index(tar: dict[str, Any]) -> Listed:

@@ -4,10 +4,13 @@ A tree of ten million files is walked elsewhere from some place on: what is left
 of branches, which others may list each for itself (pipelines/listing_job).
 """
 
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol
+
+from pipelines.listing import Found
 
 # Clients of buckets keep ten connections, and warn of each one more.
 THREADS = 8
@@ -107,6 +110,22 @@ class Walk:
         """Leave out what is below the node of this depth that was listed last."""
         while self._stack and self._stack[-1].depth > depth:
             self._stack.pop()
+
+
+def find(
+    roots: Iterable[Any], nodes: Nodes, skipped: Counter[str], elsewhere: Elsewhere | None
+) -> Iterator[Found]:
+    """The images of trees.
+
+    Args:
+      roots: as of `walk`.
+      nodes: likewise.
+      skipped: counts what is passed over, by kind.
+      elsewhere: as of `walk`.
+    """
+    for listed in walk(roots, nodes, elsewhere):
+        skipped.update(listed.skipped)
+        yield from map(Found, listed.items)
 
 
 def walk(
