@@ -1,19 +1,17 @@
 """The most memory that a process of its own held."""
 
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+
+from export.session_check import peak_mib
 
 _SAID = "peak MiB "
 
 
 def say_peak() -> None:
     """Print this process' peak, for `run_alone`; called at its end."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    (kib,) = re.findall(r"VmHWM:\s+(\d+) kB", status)
-    print(f"{_SAID}{int(kib) / 1024}")
+    print(f"{_SAID}{peak_mib()}")
 
 
 def run_alone(module: str, arguments: Sequence[str]) -> float:
