@@ -76,12 +76,7 @@ def prepare(image_bytes: tf.Tensor, image_size: int, aspect: str = SQUASH) -> Pr
     Raises:
       tf.errors.InvalidArgumentError: bytes that TensorFlow cannot decode.
     """
-    image, extent = tf.cond(
-        tf.io.is_jpeg(image_bytes),
-        lambda: _decode_jpeg(image_bytes, image_size, aspect),
-        lambda: _decode_other(image_bytes, image_size, aspect),
-    )
-    return _normalised(image, extent, image_size, aspect)
+    return _normalised(resized(image_bytes, image_size, aspect), image_size, aspect)
 
 
 def fit(pixels: tf.Tensor, image_size: int, aspect: str = SQUASH) -> Prepared:
@@ -93,11 +88,35 @@ def fit(pixels: tf.Tensor, image_size: int, aspect: str = SQUASH) -> Prepared:
       aspect: one of ASPECTS.
     """
     extent = target_size(tf.shape(pixels)[:2], image_size, aspect)
-    return _normalised(pixels, extent, image_size, aspect)
+    return _normalised(_resize(pixels, extent), image_size, aspect)
 
 
-def _normalised(pixels: tf.Tensor, extent: tf.Tensor, image_size: int, aspect: str) -> Prepared:
-    image = _bgr_without_means(_resize(pixels, extent))
+def resized(image_bytes: tf.Tensor, image_size: int, aspect: str = SQUASH) -> tf.Tensor:
+    """The first part of `prepare`: decode one image, bring it to its size in the encoder's input.
+
+    Args:
+      image_bytes: scalar string, canonical bytes (model/image_bytes).
+      image_size: S.
+      aspect: one of ASPECTS.
+
+    Returns:
+      RGB, float32 [H, W, 3], 0 to 255; H and W are S or, where the aspect ratio is kept, at most S.
+
+    Raises:
+      tf.errors.InvalidArgumentError: bytes that TensorFlow cannot decode.
+    """
+    image, extent = tf.cond(
+        tf.io.is_jpeg(image_bytes),
+        lambda: _decode_jpeg(image_bytes, image_size, aspect),
+        lambda: _decode_other(image_bytes, image_size, aspect),
+    )
+    return _resize(image, extent)
+
+
+def _normalised(picture: tf.Tensor, image_size: int, aspect: str) -> Prepared:
+    """The second part: RGB, float32 [H, W, 3] → the encoder's input."""
+    extent = tf.shape(picture)[:2]
+    image = _bgr_without_means(picture)
     if aspect == KEEP:
         below, right = tf.unstack(image_size - extent)
         image = tf.pad(image, [[0, below], [0, right], [0, 0]])

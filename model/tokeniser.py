@@ -99,9 +99,9 @@ def ptb_tokens(text: str) -> list[str]:
     # JSON may smuggle in half a surrogate pair, which no file can hold.
     text = text.encode("utf-8", "replace").decode("utf-8")
     text = unicodedata.normalize("NFC", text).translate(_ASCII).lower()
-    # Nothing below concerns a word of letters and digits.
+    # Nothing below concerns a word of letters and digits, nor does the translation of brackets.
     return [
-        token.translate(_BRACKETS)
+        token if token.isalnum() else token.translate(_BRACKETS)
         for token in _TOKEN.findall(text)
         if token.isalnum()
         or (token not in _PUNCTUATION and token.strip("-.") and not _is_dropped(token))

@@ -80,9 +80,13 @@ class Vocabulary:
 
     def encode_words(self, words: Iterable[str]) -> list[int]:
         """Ids of words already split; the text "<pad>" of a caption is no padding."""
-        ids = (self._ids.get(word, self.unk_id) for word in words)
-        special = {self.pad_id, self.start_id, self.end_id}
-        return [self.unk_id if index in special else index for index in ids]
+        ids, unk_id = self._caption_ids, self.unk_id
+        return [ids.get(word, unk_id) for word in words]
+
+    @cached_property
+    def _caption_ids(self) -> dict[str, int]:
+        """Ids of the words that a caption may have."""
+        return {word: index for word, index in self._ids.items() if word not in (PAD, START, END)}
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids up to the first `end_id`, without padding and start.

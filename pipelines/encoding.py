@@ -1,4 +1,4 @@
-"""Prepared images → grids as records store them, a batch at a time."""
+"""Pictures → grids as records store them, a batch at a time."""
 
 import threading
 from collections.abc import Sequence
@@ -8,9 +8,10 @@ import numpy as np
 import tensorflow as tf
 
 from model.errors import ItemFailure, Reason
-from model.preprocessing import CHANNELS, Prepared
+from model.preprocessing import CHANNELS
 from model.records import GRID_DTYPE
 from pipelines.jobs import Item
+from pipelines.preparing import normalise
 
 # float16's exponent of infinity and of what is no number; looking at bits takes a tenth of the time
 # of np.isfinite.
@@ -36,10 +37,14 @@ class GridEncoder(Protocol):
 
 
 class View(NamedTuple):
-    """An image of an item, as it is or mirrored, ready for the encoder or failed."""
+    """An image of an item, as it is or mirrored, decoded or failed.
+
+    Attributes:
+      picture: RGB, float32 [H, W, 3], as a Preparer gives it.
+    """
 
     item: Item
-    prepared: Prepared | ItemFailure
+    picture: np.ndarray | ItemFailure
     flipped: bool
 
 
@@ -57,19 +62,18 @@ class Encoding:
 
     def __call__(self, batch: Sequence[View]) -> list[np.ndarray | ItemFailure]:
         """Encode a batch; the grids are the caller's."""
-        prepared = [view.prepared for view in batch if not isinstance(view.prepared, ItemFailure)]
-        grids = iter(self._encode(prepared)) if prepared else iter(())
+        pictures = [view.picture for view in batch if not isinstance(view.picture, ItemFailure)]
+        grids = iter(self._encode(pictures)) if pictures else iter(())
         return [
-            view.prepared if isinstance(view.prepared, ItemFailure) else next(grids)
-            for view in batch
+            view.picture if isinstance(view.picture, ItemFailure) else next(grids) for view in batch
         ]
 
-    def _encode(self, prepared: Sequence[Prepared]) -> list[np.ndarray | ItemFailure]:
+    def _encode(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray | ItemFailure]:
         if not hasattr(self._thread, "images"):
             self._thread.images = np.empty(self._shape, np.float32)
-        images, extents = zip(*prepared, strict=True)
-        stacked = np.stack(images, out=self._thread.images[: len(images)])
-        exact = self._encoder(stacked, np.stack(extents))
+        images = self._thread.images[: len(pictures)]
+        extents = [normalise(*each) for each in zip(pictures, images, strict=True)]
+        exact = self._encoder(images, np.array(extents, np.int32))
         # TensorFlow rounds four times as fast as NumPy, and as the exported graph does.
         stored = tf.cast(exact, GRID_DTYPE).numpy()
         return [_checked(*grids) for grids in zip(np.asarray(exact), stored, strict=True)]

@@ -14,7 +14,6 @@ from apache_beam.utils.shared import Shared
 from model import records
 from model.errors import InvalidInput, ItemFailure, Reason
 from model.image_bytes import canonicalise
-from model.preprocessing import Prepared
 from model.vocabulary import Vocabulary
 from pipelines import coco
 from pipelines.encoding import Encoding, GridEncoder, View
@@ -38,7 +37,7 @@ FLIP_CAPTIONS = "flip_captions"
 LOST_CAPTIONS = "lost_captions_"
 
 _Content = np.ndarray | bytes
-_Prepare = Callable[[bytes], Prepared]
+_Prepare = Callable[[bytes], np.ndarray]
 _Loaded = TypeVar("_Loaded")
 
 # An item's field: its mirror image becomes a record of its own.
@@ -210,8 +209,8 @@ class _Records:
         return records.frame(records.serialise(record, self._settings.compression))
 
 
-def _load(item: Item, prepare: _Prepare) -> Prepared:
-    """Read, validate, decode and normalise one image; a Prepared of arrays."""
+def _load(item: Item, prepare: _Prepare) -> np.ndarray:
+    """Read, validate, decode and resize one image."""
     return _read_and_prepare(item, prepare)[1]
 
 
@@ -220,7 +219,7 @@ def _canonical(item: Item, prepare: _Prepare) -> bytes:
     return _read_and_prepare(item, prepare)[0]
 
 
-def _read_and_prepare(item: Item, prepare: _Prepare) -> tuple[bytes, Prepared]:
+def _read_and_prepare(item: Item, prepare: _Prepare) -> tuple[bytes, np.ndarray]:
     data = read_item(item)
     # A JPEG's pixels are read once, by TensorFlow: it refuses what Pillow does, and a few more
     # (a test compares).
@@ -240,16 +239,10 @@ def _cause(error: tf.errors.OpError) -> str:
     return next(line for line in reversed(lines) if line and not line[0].isspace())
 
 
-def _with_copies(loaded: Iterable[tuple[Item, Prepared | ItemFailure]]) -> Iterator[View]:
+def _with_copies(loaded: Iterable[tuple[Item, np.ndarray | ItemFailure]]) -> Iterator[View]:
     """Each image and, behind it, its mirror image where its item asks for one."""
-    for item, prepared in loaded:
-        yield View(item, prepared, flipped=False)
-        if item.get(FLIP) and not isinstance(prepared, ItemFailure):
-            yield View(item, _mirrored(prepared), flipped=True)
-
-
-def _mirrored(prepared: Prepared) -> Prepared:
-    """The picture turned left to right inside its extent; the padding stays on the right."""
-    image, (height, width) = prepared.image.copy(), prepared.extent
-    image[:height, :width] = image[:height, :width][:, ::-1]
-    return Prepared(image, prepared.extent)
+    for item, picture in loaded:
+        yield View(item, picture, flipped=False)
+        if item.get(FLIP) and not isinstance(picture, ItemFailure):
+            # Left to right inside its extent; the padding stays on the right.
+            yield View(item, picture[:, ::-1], flipped=True)

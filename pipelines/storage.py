@@ -24,6 +24,8 @@ _WRITER = re.compile(re.escape(TEMPORARY_MARK) + r"(?P<host>.+)-(?P<pid>\d+)-(?P
 _NUMBERS = itertools.count()
 # More than most photographs have, so that they are read at once.
 _PIECE_BYTES = 2**18
+# What is written reaches the disk in steps, so that the end of a large file does not wait for all.
+_SYNC_BYTES = 2**25
 _RAW = {"compression_type": CompressionTypes.UNCOMPRESSED}
 
 mend_s3()
@@ -83,7 +85,7 @@ class TemporaryFile:
         self._temporary = temporary_path(path if scratch is None else f"{scratch}/file")
         self._there = True
         self._waiting: list[bytes] = []
-        self._waiting_bytes = 0
+        self._waiting_bytes = self._unsynced_bytes = 0
         try:
             self._file = open_write(self._temporary)
             if scratch is not None:
@@ -102,11 +104,20 @@ class TemporaryFile:
         self._waiting_bytes += len(data)
         if self._waiting_bytes >= _PIECE_BYTES:
             self._hand_on()
+        if self._unsynced_bytes >= _SYNC_BYTES:
+            self._sync()
 
     def _hand_on(self) -> None:
         data = b"".join(self._waiting)
         self._waiting, self._waiting_bytes = [], 0
         self._file.write(data)
+        self._unsynced_bytes += len(data)
+
+    def _sync(self) -> None:
+        self._unsynced_bytes = 0
+        with suppress(AttributeError, io.UnsupportedOperation):
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """End the file; what was written is then on the disk, not in its cache.
@@ -116,9 +127,7 @@ class TemporaryFile:
         """
         try:
             self._hand_on()
-            with suppress(AttributeError, io.UnsupportedOperation):
-                self._file.flush()
-                os.fsync(self._file.fileno())
+            self._sync()
         finally:
             self._file.close()
 

@@ -245,6 +245,14 @@ MUTATIONS = (
     ),
     Mutation(
         BGR,
+        "the means of RGB in the pipeline",
+        "pipelines/preparing.py",
+        "BGR_MEANS[::-1]",
+        "BGR_MEANS",
+        "tests/test_pipelines_preparing.py::test_images_are_those_of_prepare_to_the_bit",
+    ),
+    Mutation(
+        BGR,
         "resizing brings pixels to 0 to 1",
         "model/preprocessing.py",
         'tf.image.resize(image, size, method="area")',

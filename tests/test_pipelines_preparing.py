@@ -1,4 +1,4 @@
-"""The pipeline's way to run `prepare`: the same bits, from any thread, errors included."""
+"""The pipeline's way to do what `prepare` does: the same bits, from any thread, errors included."""
 
 import io
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +9,7 @@ import tensorflow as tf
 from PIL import Image
 
 from model.preprocessing import ASPECTS, prepare
-from pipelines.preparing import Preparer, shared_preparer
+from pipelines.preparing import Preparer, normalise, shared_preparer
 
 SIZE = 32
 
@@ -35,20 +35,34 @@ FILES = [
 def test_images_are_those_of_prepare_to_the_bit(aspect: str) -> None:
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(Preparer(SIZE, aspect), FILES * 5))
-    for data, (image, extent) in zip(FILES * 5, found, strict=True):
+    # What another image left there must not show in the padding.
+    image = np.full((SIZE, SIZE, 3), np.nan, np.float32)
+    for data, picture in zip(FILES * 5, found, strict=True):
         expected = prepare(tf.constant(data), SIZE, aspect)
+        extent = normalise(picture, image)
         np.testing.assert_array_equal(image, expected.image.numpy())
-        np.testing.assert_array_equal(extent, expected.extent.numpy())
-        assert (image.dtype, extent.dtype) == (np.float32, np.int32)
+        assert list(extent) == expected.extent.numpy().tolist()
+        image[:] = np.nan
 
 
-def test_an_image_is_the_caller_s_own() -> None:
+@pytest.mark.parametrize("aspect", ASPECTS)
+def test_a_mirrored_picture_is_mirrored_inside_its_extent(aspect: str) -> None:
+    upright, mirrored = np.empty((2, SIZE, SIZE, 3), np.float32)
+    picture = shared_preparer(SIZE, aspect)(FILES[4])
+    height, width = normalise(picture, upright)
+    assert normalise(picture[:, ::-1], mirrored) == (height, width)
+    np.testing.assert_array_equal(mirrored[:height, :width], upright[:height, :width][:, ::-1])
+    assert not mirrored[height:].any()
+    assert not mirrored[:, width:].any()
+
+
+def test_a_picture_is_the_caller_s_own() -> None:
     preparer = shared_preparer(SIZE, ASPECTS[0])
-    first = preparer(FILES[0]).image.copy()
-    preparer(FILES[0]).image[:] = 7
+    first = preparer(FILES[0]).copy()
+    preparer(FILES[0])[:] = 7
     kept = preparer(FILES[0])
     preparer(FILES[1])
-    np.testing.assert_array_equal(kept.image, first)
+    np.testing.assert_array_equal(kept, first)
 
 
 def test_what_tensorflow_cannot_decode() -> None:
@@ -58,6 +72,6 @@ def test_what_tensorflow_cannot_decode() -> None:
 
 def test_settings_have_preparers_of_their_own() -> None:
     squash, keep = (shared_preparer(SIZE, aspect)(FILES[4]) for aspect in ASPECTS)
-    assert tuple(squash.extent) == (SIZE, SIZE)
-    assert tuple(keep.extent) != (SIZE, SIZE)
+    assert squash.shape == (SIZE, SIZE, 3)
+    assert keep.shape != (SIZE, SIZE, 3)
     assert shared_preparer(SIZE, ASPECTS[0]) is shared_preparer(SIZE, ASPECTS[0])

@@ -39,6 +39,19 @@ def test_what_is_written_is_on_the_disk_before_it_has_its_name(
     assert done == ["fsync b'one'", "rename a", "fsync b'oneone'", "rename b"]
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc")
+def test_a_large_file_reaches_the_disk_in_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "_PIECE_BYTES", 2)
+    monkeypatch.setattr(storage, "_SYNC_BYTES", 4)
+    done = steps(monkeypatch)
+    with storage.replacing(str(tmp_path / "a")) as file:
+        for letter in (b"a", b"bc", b"d", b"ef", b"g"):
+            file.write(letter)
+    assert done == ["fsync b'abcdef'", "fsync b'abcdefg'", "rename a"]
+
+
 def test_a_file_that_cannot_be_synced_needs_no_sync(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
