@@ -1,7 +1,8 @@
-"""Canonical bytes → ResNet50's input, in TensorFlow alone.
+"""Canonical bytes → ResNet50's input: decoded and resized in TensorFlow alone.
 
-The one definition that the preprocessing pipeline runs eagerly, and that the exported
-graph traces; records made with another FINGERPRINT are refused by the trainer.
+The one definition that the exported graph traces, and that the preprocessing pipeline runs in its
+two parts, `resized` and `normalise_into`; records made with another FINGERPRINT are refused by the
+trainer.
 """
 
 import hashlib
@@ -10,11 +11,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 # Channel means of ImageNet in BGR order, as subtracted when ResNet50's weights were trained
 # (He et al. 2015; keras.applications, mode "caffe").
 BGR_MEANS = (103.939, 116.779, 123.68)
+_RGB_MEANS = np.array(BGR_MEANS[::-1], np.float32)
 CHANNELS = 3
 
 SQUASH, KEEP = ASPECTS = ("squash", "keep")
@@ -121,6 +124,26 @@ def _normalised(picture: tf.Tensor, image_size: int, aspect: str) -> Prepared:
         below, right = tf.unstack(image_size - extent)
         image = tf.pad(image, [[0, below], [0, right], [0, 0]])
     return Prepared(tf.ensure_shape(image, [image_size, image_size, CHANNELS]), extent)
+
+
+def normalise_into(picture: np.ndarray, image: np.ndarray) -> tuple[int, int]:
+    """The second part in NumPy, to the bit; TensorFlow takes five times as long for it.
+
+    Args:
+      picture: RGB, float32 [H, W, 3], as `resized` gives it, perhaps mirrored.
+      image: float32 [S, S, 3], to be filled with BGR without the means and, right of and below the
+        picture, zeros.
+
+    Returns:
+      H and W, the picture's extent.
+    """
+    height, width, _ = picture.shape
+    image[height:] = 0
+    image[:height, width:] = 0
+    for channel, mean in enumerate(_RGB_MEANS):
+        place = image[:height, :width, CHANNELS - 1 - channel]
+        np.subtract(picture[..., channel], mean, out=place)
+    return height, width
 
 
 def prepare_batch(image_bytes: tf.Tensor, image_size: int, aspect: str = SQUASH) -> Prepared:

@@ -99,7 +99,7 @@ def ptb_tokens(text: str) -> list[str]:
     # JSON may smuggle in half a surrogate pair, which no file can hold.
     text = text.encode("utf-8", "replace").decode("utf-8")
     text = unicodedata.normalize("NFC", text).translate(_ASCII).lower()
-    # Nothing below concerns a word of letters and digits, nor does the translation of brackets.
+    # Neither brackets nor what follows concern a word of letters and digits.
     return [
         token if token.isalnum() else token.translate(_BRACKETS)
         for token in _TOKEN.findall(text)

@@ -8,10 +8,9 @@ import numpy as np
 import tensorflow as tf
 
 from model.errors import ItemFailure, Reason
-from model.preprocessing import CHANNELS
+from model.preprocessing import CHANNELS, normalise_into
 from model.records import GRID_DTYPE
 from pipelines.jobs import Item
-from pipelines.preparing import normalise
 
 # float16's exponent of infinity and of what is no number; looking at bits takes a tenth of the time
 # of np.isfinite.
@@ -40,7 +39,9 @@ class View(NamedTuple):
     """An image of an item, as it is or mirrored, decoded or failed.
 
     Attributes:
-      picture: RGB, float32 [H, W, 3], as a Preparer gives it.
+      item: whose.
+      picture: RGB, float32 [H, W, 3], as a Preparer gives it or mirrored; or why there is none.
+      flipped: whether it is mirrored.
     """
 
     item: Item
@@ -72,7 +73,7 @@ class Encoding:
         if not hasattr(self._thread, "images"):
             self._thread.images = np.empty(self._shape, np.float32)
         images = self._thread.images[: len(pictures)]
-        extents = [normalise(*each) for each in zip(pictures, images, strict=True)]
+        extents = [normalise_into(*each) for each in zip(pictures, images, strict=True)]
         exact = self._encoder(images, np.array(extents, np.int32))
         # TensorFlow rounds four times as fast as NumPy, and as the exported graph does.
         stored = tf.cast(exact, GRID_DTYPE).numpy()

@@ -1,20 +1,15 @@
-"""Canonical bytes → the encoder's input, as arrays, in the thread that asks for it.
-
-The two parts of model.preprocessing.prepare: TensorFlow decodes and resizes, NumPy writes the
-result where a batch wants it, as its reversal of channels takes an eighth of TensorFlow's time.
-"""
+"""Canonical bytes → a picture of the size that the encoder wants, in the thread that asks."""
 
 from functools import lru_cache
 
 import numpy as np
 import tensorflow as tf
 
-from model.preprocessing import BGR_MEANS, resized
+from model.preprocessing import resized
 
 # An eager call of a graph hands its operations to TensorFlow's own threads, whose meetings with
 # the one that waits cost half as much again as the work; a session can stay where it is.
 _HERE = tf.compat.v1.RunOptions(inter_op_thread_pool=-1)
-_RGB_MEANS = np.array(BGR_MEANS[::-1], np.float32)
 
 
 class Preparer:
@@ -48,23 +43,3 @@ class Preparer:
 
 # One for all threads of a process: it holds no image.
 shared_preparer = lru_cache(maxsize=2)(Preparer)
-
-
-def normalise(picture: np.ndarray, image: np.ndarray) -> tuple[int, int]:
-    """Write a picture as the encoder takes it, to the bit as `prepare` does.
-
-    Args:
-      picture: RGB, float32 [H, W, 3], of a Preparer, perhaps mirrored.
-      image: float32 [S, S, 3], filled with BGR without ImageNet's means and, right of and below
-        the picture, zeros.
-
-    Returns:
-      H and W, the picture's extent.
-    """
-    height, width, channels = picture.shape
-    image[height:] = 0
-    image[:height, width:] = 0
-    for channel in range(channels):
-        place = image[:height, :width, channels - 1 - channel]
-        np.subtract(picture[..., channel], _RGB_MEANS[channel], out=place)
-    return height, width

@@ -96,7 +96,7 @@ class TemporaryFile:
             raise
 
     def write(self, data: bytes) -> None:
-        """Append; small pieces wait for each other.
+        """Append; small pieces wait for each other, and now and then all wait for the disk.
 
         Each write gives up Python's lock, which comes back late while many threads read images.
         """

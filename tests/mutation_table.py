@@ -246,10 +246,18 @@ MUTATIONS = (
     Mutation(
         BGR,
         "the means of RGB in the pipeline",
-        "pipelines/preparing.py",
-        "BGR_MEANS[::-1]",
-        "BGR_MEANS",
+        "model/preprocessing.py",
+        "BGR_MEANS[::-1], np",
+        "BGR_MEANS, np",
         "tests/test_pipelines_preparing.py::test_images_are_those_of_prepare_to_the_bit",
+    ),
+    Mutation(
+        BGR,
+        "padding taken for a part of the picture in the pipeline",
+        "pipelines/encoding.py",
+        "np.array(extents, np.int32)",
+        "np.full((len(extents), 2), images.shape[1], np.int32)",
+        "tests/test_pipelines_encoding.py::test_the_encoder_gets_what_prepare_gives",
     ),
     Mutation(
         BGR,

@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from model.preprocessing import ASPECTS, prepare
-from pipelines.preparing import Preparer, normalise, shared_preparer
+from model.preprocessing import ASPECTS, KEEP, normalise_into, prepare
+from pipelines.preparing import Preparer, shared_preparer
 
 SIZE = 32
 
@@ -35,25 +35,27 @@ FILES = [
 def test_images_are_those_of_prepare_to_the_bit(aspect: str) -> None:
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(Preparer(SIZE, aspect), FILES * 5))
-    # What another image left there must not show in the padding.
-    image = np.full((SIZE, SIZE, 3), np.nan, np.float32)
     for data, picture in zip(FILES * 5, found, strict=True):
+        # What another image left there must not show in the padding.
+        image = np.full((SIZE, SIZE, 3), np.nan, np.float32)
         expected = prepare(tf.constant(data), SIZE, aspect)
-        extent = normalise(picture, image)
+        extent = normalise_into(picture, image)
         np.testing.assert_array_equal(image, expected.image.numpy())
         assert list(extent) == expected.extent.numpy().tolist()
-        image[:] = np.nan
+        assert (picture.dtype, picture.shape) == (np.float32, (*extent, 3))
 
 
-@pytest.mark.parametrize("aspect", ASPECTS)
-def test_a_mirrored_picture_is_mirrored_inside_its_extent(aspect: str) -> None:
-    upright, mirrored = np.empty((2, SIZE, SIZE, 3), np.float32)
-    picture = shared_preparer(SIZE, aspect)(FILES[4])
-    height, width = normalise(picture, upright)
-    assert normalise(picture[:, ::-1], mirrored) == (height, width)
+# One upright, one lying: padding right of it, and below it.
+@pytest.mark.parametrize("data", [FILES[3], FILES[4]])
+def test_a_mirrored_picture_is_mirrored_inside_its_extent(data: bytes) -> None:
+    upright, mirrored = np.full((2, SIZE, SIZE, 3), np.nan, np.float32)
+    picture = shared_preparer(SIZE, KEEP)(data)
+    height, width = normalise_into(picture, upright)
+    assert min(height, width) < SIZE
+    assert normalise_into(picture[:, ::-1], mirrored) == (height, width)
     np.testing.assert_array_equal(mirrored[:height, :width], upright[:height, :width][:, ::-1])
-    assert not mirrored[height:].any()
-    assert not mirrored[:, width:].any()
+    assert (mirrored[height:] == 0).all()
+    assert (mirrored[:, width:] == 0).all()
 
 
 def test_a_picture_is_the_caller_s_own() -> None:

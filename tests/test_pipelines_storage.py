@@ -5,6 +5,7 @@ import io
 import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -62,11 +63,15 @@ def test_a_file_that_cannot_be_synced_needs_no_sync(
             raise io.UnsupportedOperation("fileno")
 
     monkeypatch.setattr(storage, "open_write", lambda path: Uploaded(io.FileIO(path, "w")))
-    storage.write_bytes(str(tmp_path / "a"), b"one")
-    assert (tmp_path / "a").read_bytes() == b"one"
+    monkeypatch.setattr(storage, "_PIECE_BYTES", 1)
+    monkeypatch.setattr(storage, "_SYNC_BYTES", 2)
+    with storage.replacing(str(tmp_path / "a")) as file:
+        for letter in (b"a", b"b", b"c", b"d", b"e"):
+            file.write(letter)
+    assert (tmp_path / "a").read_bytes() == b"abcde"
 
 
-@pytest.mark.parametrize("step", ["write", "fsync", "close", "rename"])
+@pytest.mark.parametrize("step", ["write", "fsync", "fsync amid", "close", "rename"])
 def test_a_step_that_fails_is_not_swallowed_and_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -89,6 +94,11 @@ def test_a_step_that_fails_is_not_swallowed_and_leaves_what_was_there(
 
     if step == "fsync":
         monkeypatch.setattr(os, "fsync", full)
+    elif step == "fsync amid":
+        monkeypatch.setattr(storage, "_PIECE_BYTES", 1)
+        monkeypatch.setattr(storage, "_SYNC_BYTES", 1)
+        # The last one is well.
+        monkeypatch.setattr(os, "fsync", Mock(side_effect=[OSError("No space left"), None]))
     elif step == "rename":
         monkeypatch.setattr(storage, "rename", full)
     else:
