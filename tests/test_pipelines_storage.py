@@ -63,6 +63,8 @@ def test_a_file_that_cannot_be_synced_needs_no_sync(
             raise io.UnsupportedOperation("fileno")
 
     monkeypatch.setattr(storage, "open_write", lambda path: Uploaded(io.FileIO(path, "w")))
+    storage.write_bytes(str(tmp_path / "a"), b"one")
+    assert (tmp_path / "a").read_bytes() == b"one"
     monkeypatch.setattr(storage, "_PIECE_BYTES", 1)
     monkeypatch.setattr(storage, "_SYNC_BYTES", 2)
     with storage.replacing(str(tmp_path / "a")) as file:
